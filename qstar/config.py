@@ -1,0 +1,375 @@
+"""The configuration: frozen dataclasses, a strict YAML loader and `--set a.b=c` overrides.
+
+A YAML file names only what differs from the defaults below. Unknown keys, wrong types and values out of range are
+refused with the dotted name of the field and, for a typo, the nearest field that exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from qstar.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Grade-school word problems made from a seed (`data.source: generator`)."""
+
+    train: int = 4000
+    """Number of training problems before the dev split is taken out."""
+    test: int = 200
+    """Number of test problems, drawn from a separate seed stream."""
+    min_operations: int = 2
+    """Fewest operations in a solution (2 to 8)."""
+    max_operations: int = 5
+    """Most operations in a solution (2 to 8)."""
+    max_distractors: int = 1
+    """Most irrelevant quantities in a question."""
+    seed: int = 1
+    """Seed of the problems; independent of the run's seed."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where problems come from and how they are split."""
+
+    source: Literal["generator", "gsm8k", "file"] = "generator"
+    """generator: made here; gsm8k: the hub's openai/gsm8k, or `path`; file: JSONL or Parquet files in `path`."""
+    path: str | None = None
+    """A folder with train.jsonl and test.jsonl (or .parquet), or null for the hub."""
+    question_column: str = "question"
+    """Column that holds the question (source: gsm8k and file)."""
+    answer_column: str = "answer"
+    """Column that holds the answer; text before `####` is read as the gold steps."""
+    train_limit: int | None = None
+    """Use at most this many training problems."""
+    test_limit: int | None = None
+    """Use only the first so many test problems."""
+    dev_percent: int = 7
+    """Percent of the training problems set aside for dev by a hash of the question."""
+    gold_solutions: int | None = None
+    """Training problems whose gold steps may be learned from; the others keep only their final answer."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """Shape of a small Llama model trained from nothing (`policy.init: scratch`)."""
+
+    hidden_size: int = 192
+    layers: int = 4
+    heads: int = 6
+    kv_heads: int = 2
+    intermediate_size: int = 512
+    vocab_size: int = 1024
+    """Size of the tokenizer trained on the training problems."""
+    max_positions: int = 512
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy language model and how it writes steps."""
+
+    init: str = "scratch"
+    """scratch, a hub id, or a local checkpoint folder."""
+    revision: str | None = None
+    """Revision of a hub id."""
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format for sampling and scoring."""
+    temperature: float = 1.0
+    """Sampling temperature of rollouts and search."""
+    top_k: int = 64
+    """Sample among the k most likely tokens."""
+    max_step_tokens: int = 48
+    """A step longer than this is cut and dropped."""
+    max_steps: int = 16
+    """A solution with more steps is cut and never correct."""
+    calculator: Literal["off", "assist", "prune"] = "assist"
+    """assist: compute the number after `expression =`; prune: drop steps with a false equation; off: neither."""
+    batch_rows: int = 128
+    """Continuations decoded at once."""
+    cache_megabytes: int = 2048
+    """Budget for cached prefixes; the least recently used goes first."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning, of the teacher and of students, through TRL."""
+
+    epochs: float = 2.0
+    batch_size: int = 32
+    """Sequences per optimizer step and device."""
+    learning_rate: float = 4e-4
+    """Peak rate; cosine schedule."""
+    warmup: float = 0.05
+    """Share of the steps spent warming up."""
+    weight_decay: float = 0.01
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 trains bf16 weights with float32 master copies."""
+    compile: bool = False
+    """torch.compile the model: pays off on runs of more than some minutes."""
+    checkpoint_steps: int = 200
+    """Optimizer steps between resumable checkpoints."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Solutions sampled from the policy; the labels of the Q head come from them."""
+
+    problems: int | None = None
+    """Training problems to roll out (null: all)."""
+    samples: int = 8
+    """Solutions per problem."""
+    dev_samples: int = 8
+    """Solutions per dev problem, for calibration."""
+    max_tokens: int = 320
+    """Cap on one solution."""
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The Q-value head."""
+
+    trunk: Literal["frozen", "separate"] = "frozen"
+    """frozen: a head on the policy's own hidden states (free while decoding); separate: a copy of the policy,
+    fully trained as a value model."""
+    layers: tuple[int, ...] = (-1,)
+    """Hidden states read, by layer (-1 = last)."""
+    hidden_size: int = 256
+    """Width of the head's hidden layer."""
+    epochs: float = 4.0
+    batch_size: int = 64
+    """Rollouts per optimizer step."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search over steps."""
+
+    strategy: str = "astar"
+    """One of the strategies of `qstar search --help`."""
+    budget: int = 1024
+    """Policy tokens generated per problem."""
+    children: int = 8
+    """Candidates sampled per expansion."""
+    g_weight: float = 1.0
+    """f = g_weight * g + h_weight * h; 1 is the sound form, 0 is greedy best-first."""
+    h_weight: float = 1.0
+    step_penalty: float = 0.0
+    """Added to each step's cost (nats)."""
+    smoothing: float = 0.5
+    """Pseudo-count of the estimate of pi(action | state) from sample shares."""
+    step_probability: Literal["canonical", "text"] = "canonical"
+    """canonical: share of the sampled candidates with the same meaning; text: the wording's own probability."""
+    max_depth: int = 16
+    selection: Literal["best", "majority", "value", "mass"] = "value"
+    """How the answer is chosen among the terminal traces."""
+    beam_width: int = 4
+    """Width of step beam, DVTS subtrees and REBASE."""
+    exploration: float = 1.5
+    """PUCT constant of MCTS."""
+    rebase_temperature: float = 0.2
+
+
+@dataclass(frozen=True)
+class TracesConfig:
+    """Building verified traces on training problems whose answer is known."""
+
+    problems: int | None = None
+    """Training problems to search (null: all)."""
+    budget: int = 512
+    """Policy tokens per problem."""
+    per_problem: int = 4
+    """Stop at this many verified traces; also the cap on kept traces."""
+    include_rollouts: bool = True
+    """Verified rollouts are candidates too."""
+    require_equations: bool = True
+    """Keep only traces whose every equation recomputes."""
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The cheaper model."""
+
+    init: str = "scratch"
+    """scratch, drop-layers (the teacher's base with layers dropped evenly), a hub id or a local folder."""
+    scratch: ScratchConfig = field(default_factory=lambda: ScratchConfig(hidden_size=128, heads=4, intermediate_size=352))
+    layers: int | None = None
+    """Layers kept with drop-layers."""
+    sft: SftConfig = field(default_factory=SftConfig)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The final comparison, the only reader of the test split."""
+
+    split: Literal["dev", "test"] = "test"
+    problems: int | None = None
+    """Use only the first so many problems."""
+    strategies: tuple[str, ...] = ("greedy", "majority", "best_of_n", "astar")
+    budgets: tuple[int, ...] = (512,)
+    """Policy tokens per problem."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run of the whole loop."""
+
+    name: str = "run"
+    """Name of the run's folder."""
+    out: str = "runs"
+    """Folder that holds run folders."""
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    traces: TracesConfig = field(default_factory=TracesConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def directory(self) -> Path:
+        """The run's folder."""
+        return Path(self.out) / self.name
+
+
+def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file (or only the defaults) and apply `a.b=c` overrides.
+
+    Raises UserError for a missing file, bad YAML, an unknown key, a wrong type or a value out of range.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(Path(path).read_text())
+        except FileNotFoundError:
+            raise UserError(f"config file {path} does not exist; `ls configs/` shows the ones that come with qstar") from None
+        except OSError as error:
+            raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(loaded, dict | None):
+            raise UserError(f"config file {path} must hold a mapping such as `data: {{source: gsm8k}}`")
+        data = loaded or {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set {override!r} must look like --set search.budget=1024")
+        target = data
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {name}: {parent} is not a section of the config")
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {name}: {text!r} is not a YAML value; put quotes around it") from None
+    config = from_dict(RunConfig, data)
+    check_ranges(config)
+    return config
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build a config dataclass from plain data, strictly. Raises UserError naming the dotted field."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where or 'the config'} must be a mapping of fields, not {data!r}")
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            dotted = f"{where}.{key}" if where else str(key)
+            near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
+            raise UserError(f"unknown config key {dotted}; {hint}")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}" if where else key) for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value, where)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        # YAML 1.1 reads a bare `off` as false.
+        value = "off" if value is False and "off" in args else value
+        if value not in args:
+            raise UserError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_convert(args[0], item, where) for item in items)
+    if hint is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-4 (no dot) as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain data for YAML or JSON; `from_dict` reads it back unchanged."""
+    return {
+        f.name: to_dict(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else list(v) if isinstance(v, tuple) else v
+        for f in dataclasses.fields(config)
+    }
+
+
+def check_ranges(config: RunConfig) -> None:
+    """Raise UserError for a value no run can use."""
+    c = config
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("data.dev_percent", c.data.dev_percent, 1 <= c.data.dev_percent <= 50, "from 1 to 50"),
+        ("data.generator.train", c.data.generator.train, c.data.generator.train >= 10, "at least 10"),
+        ("data.generator.test", c.data.generator.test, c.data.generator.test >= 1, "at least 1"),
+        ("data.generator.min_operations", c.data.generator.min_operations,
+         2 <= c.data.generator.min_operations <= c.data.generator.max_operations <= 8, "2 <= min <= max <= 8"),
+        ("policy.temperature", c.policy.temperature, 0 < c.policy.temperature <= 5, "above 0 and at most 5"),
+        ("policy.top_k", c.policy.top_k, c.policy.top_k >= 1, "at least 1"),
+        ("policy.max_step_tokens", c.policy.max_step_tokens, c.policy.max_step_tokens >= 2, "at least 2"),
+        ("policy.max_steps", c.policy.max_steps, c.policy.max_steps >= 1, "at least 1"),
+        ("policy.batch_rows", c.policy.batch_rows, c.policy.batch_rows >= 1, "at least 1"),
+        ("policy.cache_megabytes", c.policy.cache_megabytes, c.policy.cache_megabytes >= 0, "0 or more"),
+        ("sft.epochs", c.sft.epochs, c.sft.epochs > 0, "above 0"),
+        ("sft.batch_size", c.sft.batch_size, c.sft.batch_size >= 1, "at least 1"),
+        ("rollout.samples", c.rollout.samples, c.rollout.samples >= 1, "at least 1"),
+        ("value.epochs", c.value.epochs, c.value.epochs > 0, "above 0"),
+        ("search.budget", c.search.budget, c.search.budget >= 1, "at least 1"),
+        ("search.children", c.search.children, c.search.children >= 1, "at least 1"),
+        ("search.g_weight", c.search.g_weight, c.search.g_weight >= 0, "0 or more"),
+        ("search.h_weight", c.search.h_weight, c.search.h_weight >= 0, "0 or more"),
+        ("search.step_penalty", c.search.step_penalty, c.search.step_penalty >= 0, "0 or more"),
+        ("search.smoothing", c.search.smoothing, c.search.smoothing >= 0, "0 or more"),
+        ("search.beam_width", c.search.beam_width, c.search.beam_width >= 1, "at least 1"),
+        ("traces.per_problem", c.traces.per_problem, c.traces.per_problem >= 1, "at least 1"),
+        ("eval.budgets", c.eval.budgets, bool(c.eval.budgets) and min(c.eval.budgets) >= 1, "one or more budgets of at least 1"),
+        ("eval.strategies", c.eval.strategies, bool(c.eval.strategies), "one or more strategies"),
+    ]
+    for name, value, ok, rule in rules:
+        if not ok:
+            raise UserError(f"{name} is {value!r}; it must be {rule}")
