@@ -208,7 +208,9 @@ class StudentConfig:
 
     init: str = "scratch"
     """scratch, drop-layers (the teacher's base with layers dropped evenly), a hub id or a local folder."""
-    scratch: ScratchConfig = field(default_factory=lambda: ScratchConfig(hidden_size=128, heads=4, intermediate_size=352))
+    scratch: ScratchConfig = field(
+        default_factory=lambda: ScratchConfig(hidden_size=128, heads=4, intermediate_size=352)
+    )
     layers: int | None = None
     """Layers kept with drop-layers."""
     sft: SftConfig = field(default_factory=SftConfig)
@@ -261,7 +263,9 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
         try:
             loaded = yaml.safe_load(Path(path).read_text())
         except FileNotFoundError:
-            raise UserError(f"config file {path} does not exist; `ls configs/` shows the ones that come with qstar") from None
+            raise UserError(
+                f"config file {path} does not exist; `ls configs/` shows the ones that come with qstar"
+            ) from None
         except OSError as error:
             raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -335,7 +339,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain data for YAML or JSON; `from_dict` reads it back unchanged."""
     return {
-        f.name: to_dict(v) if dataclasses.is_dataclass(v := getattr(config, f.name)) else list(v) if isinstance(v, tuple) else v
+        f.name: to_dict(v)
+        if dataclasses.is_dataclass(v := getattr(config, f.name))
+        else list(v)
+        if isinstance(v, tuple)
+        else v
         for f in dataclasses.fields(config)
     }
 
@@ -347,8 +355,12 @@ def check_ranges(config: RunConfig) -> None:
         ("data.dev_percent", c.data.dev_percent, 1 <= c.data.dev_percent <= 50, "from 1 to 50"),
         ("data.generator.train", c.data.generator.train, c.data.generator.train >= 10, "at least 10"),
         ("data.generator.test", c.data.generator.test, c.data.generator.test >= 1, "at least 1"),
-        ("data.generator.min_operations", c.data.generator.min_operations,
-         2 <= c.data.generator.min_operations <= c.data.generator.max_operations <= 8, "2 <= min <= max <= 8"),
+        (
+            "data.generator.min_operations",
+            c.data.generator.min_operations,
+            2 <= c.data.generator.min_operations <= c.data.generator.max_operations <= 8,
+            "2 <= min <= max <= 8",
+        ),
         ("policy.temperature", c.policy.temperature, 0 < c.policy.temperature <= 5, "above 0 and at most 5"),
         ("policy.top_k", c.policy.top_k, c.policy.top_k >= 1, "at least 1"),
         ("policy.max_step_tokens", c.policy.max_step_tokens, c.policy.max_step_tokens >= 2, "at least 2"),
@@ -367,7 +379,12 @@ def check_ranges(config: RunConfig) -> None:
         ("search.smoothing", c.search.smoothing, c.search.smoothing >= 0, "0 or more"),
         ("search.beam_width", c.search.beam_width, c.search.beam_width >= 1, "at least 1"),
         ("traces.per_problem", c.traces.per_problem, c.traces.per_problem >= 1, "at least 1"),
-        ("eval.budgets", c.eval.budgets, bool(c.eval.budgets) and min(c.eval.budgets) >= 1, "one or more budgets of at least 1"),
+        (
+            "eval.budgets",
+            c.eval.budgets,
+            bool(c.eval.budgets) and min(c.eval.budgets) >= 1,
+            "one or more budgets of at least 1",
+        ),
         ("eval.strategies", c.eval.strategies, bool(c.eval.strategies), "one or more strategies"),
     ]
     for name, value, ok, rule in rules:
