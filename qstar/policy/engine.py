@@ -1,0 +1,378 @@
+"""A language model as a policy: continuous batching over rows that share cached prefixes.
+
+Each iteration is one forward pass over a flat list of tokens: one token of every row in work, and the prefixes of new
+requests that the cache does not hold. A row whose continuation ends makes room at once for the next one, of any
+request. The token that ends a step is fed once: its hidden state gives the value of the new state, and its logits and
+keys serve every child of that state.
+
+A continuation's tokens depend only on its prefix, its seed and the model, not on the rest of the batch, up to the
+rounding of matrix products whose kernels differ with the batch size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qstar.config import PolicyConfig
+from qstar.errors import UserError
+from qstar.grading.answer import is_answer_step
+from qstar.grading.steps import equations
+from qstar.policy.attention import NAME, pack
+from qstar.policy.cache import ROOT, PrefixCache, RowStore, Segment, child_key
+from qstar.policy.calculator import TokenText, completion
+from qstar.policy.prompt import SEPARATOR, encode_prompt
+from qstar.policy.sampling import draw, top_tokens, uniforms
+from qstar.types import Candidate, Finish, Proposal, Request, Step, derive_seed
+
+
+class Head(Protocol):
+    """A value head on the policy's hidden states.
+
+    layers: which hidden states it reads: i >= 0 is the output of decoder layer i, -1 the last one after the final norm
+    (as the language-model head sees it), -2 the output of the layer before the last, and so on.
+    """
+
+    layers: tuple[int, ...]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Float32 [B, len(layers), D] -> logits of V, float32 [B]."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request in work."""
+
+    request: Request
+    chain: list[Sequence[int]]  # token ids of the prompt and of each step
+    node: Segment | None  # the cached part of the chain, then all of it
+    encoded: int
+    cached: int
+    candidates: list[Candidate | None]
+
+    def proposal(self) -> Proposal | None:
+        """The answer, once every candidate is finished."""
+        finished = [candidate for candidate in self.candidates if candidate is not None]
+        if len(finished) < len(self.candidates):
+            return None
+        return Proposal(self.request, tuple(finished), self.encoded, self.cached)
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A continuation in work. `length` tokens of it are in the row store; `ids` are those of the current step."""
+
+    job: _Job
+    index: int
+    seed: int
+    node: Segment
+    length: int
+    steps: list[Step] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprob: float = 0.0
+    forced: deque[int] = field(default_factory=deque)
+    count: int = 0
+    ended: bool = False  # the last token ends a step and is being fed
+    finish: Finish | None = None  # set when that step is the last one
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one `propose` call has in hand. rows[i] uses row i of the store; None marks a free row."""
+
+    store: RowStore
+    rows: list[_Row | None] = field(default_factory=list)
+    waiting: deque[tuple[_Job, int]] = field(default_factory=deque)
+    done: list[Proposal] = field(default_factory=list)
+
+    def active(self) -> list[_Row]:
+        """The rows in work, in order."""
+        return [row for row in self.rows if row is not None]
+
+
+class LanguageModelPolicy:
+    """`qstar.types.Policy` over a transformers causal language model, on the model's device and in its dtype.
+
+    Raises UserError for a model whose attention does not fit, and while proposing for a question longer than the
+    model's context.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: PolicyConfig, head: Head | None = None) -> None:
+        shape = model.config.get_text_config()
+        kinds = set(getattr(shape, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+        if kinds or getattr(shape, "attn_logit_softcapping", None) or getattr(shape, "final_logit_softcapping", None):
+            raise UserError(f"model type {shape.model_type} has no plain softmax attention; use a Llama or Qwen model")
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no end-of-sequence token; set one before making a policy")
+        self.model, self.tokenizer, self.config, self.head = model, tokenizer, config, head
+        self.cache = PrefixCache(config.cache_megabytes * 2**20)
+        # Within its window, sliding attention is full attention.
+        self.context = min(shape.max_position_embeddings, getattr(shape, "sliding_window", None) or 2**31)
+        self._heads = shape.num_attention_heads
+        self._kv_heads = getattr(shape, "num_key_value_heads", None) or self._heads
+        self._head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // self._heads
+        self._layers = shape.num_hidden_layers
+        self._text = TokenText(tokenizer)
+        generation = getattr(model.generation_config, "eos_token_id", None)
+        self._eos = {tokenizer.eos_token_id, *(generation if isinstance(generation, list) else [generation])}
+        self._prompt = lru_cache(4096)(lambda question: tuple(encode_prompt(tokenizer, question)))
+        self._stores: list[RowStore] = []
+
+    def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
+        """Serve the queue with continuous batching; see `qstar.types.Policy`."""
+        self.model.eval()
+        work = _Work(self._stores.pop() if self._stores else self._new_store())
+        try:
+            while requests or work.rows or work.waiting:
+                self._iterate(requests, work)
+                done, work.done = work.done, []
+                yield from done
+        finally:
+            self._stores.append(work.store)
+
+    def _new_store(self) -> RowStore:
+        rows = self.config.batch_rows
+        return RowStore(
+            self._layers, rows, self._kv_heads, self._head_dim, self.model.dtype, torch.device(self.model.device)
+        )
+
+    @torch.inference_mode()
+    def _iterate(self, requests: deque[Request], work: _Work) -> None:
+        encode = self._admit(requests, work)
+        self._start(work, self.config.batch_rows - len(encode))
+        self._close_gaps(work)
+        rows = work.active()
+        if rows or encode:
+            self._forward(work, rows, encode)
+
+    def _admit(self, requests: deque[Request], work: _Work) -> list[_Job]:
+        """Take requests while there is room; return those with a prefix to encode."""
+        encode: list[_Job] = []
+        keys: set[bytes] = set()
+        taken = sum(row is not None for row in work.rows) + len(work.waiting)
+        while requests and taken < self.config.batch_rows:
+            request = requests[0]
+            prompt = self._prompt(request.state.question)
+            if len(prompt) >= self.context:
+                raise UserError(
+                    f"the question starting {request.state.question[:40]!r} has {len(prompt)} tokens; the model's "
+                    f"context is {self.context}: drop the question or use a model with a longer context"
+                )
+            chain = [prompt, *(step.token_ids for step in request.state.steps if step.token_ids)]
+            node = self.cache.find(chain)
+            held = len(node.path()) if node else 0
+            cached = node.end if node else 0
+            total = sum(map(len, chain))
+            job = _Job(request, chain, node, total - cached, cached, [None] * request.n)
+            if request.n < 1 or request.max_tokens < 1 or total >= self.context:
+                job.encoded = job.cached = 0
+                job.candidates = [Candidate((), "length", 0)] * request.n
+                self._report(job, work)
+            elif held == len(chain):
+                work.waiting.extend((job, i) for i in range(request.n))
+                taken += request.n
+            else:
+                key = child_key(node.key if node else ROOT, chain[held])
+                if key in keys and self.cache.budget:
+                    break  # The same prefix is being encoded for an earlier request: wait for it.
+                keys.add(key)
+                encode.append(job)
+                taken += request.n
+            requests.popleft()
+        return encode
+
+    def _start(self, work: _Work, limit: int) -> None:
+        """Give free rows to waiting continuations and draw their first tokens."""
+        while work.waiting:
+            free = [i for i, row in enumerate(work.rows) if row is None]
+            free += range(len(work.rows), limit)
+            free = free[: max(0, limit - len(work.active()))]
+            if not free:
+                return
+            fresh: list[tuple[int, _Row]] = []
+            for slot, (job, index) in zip(free, list(work.waiting), strict=False):
+                work.waiting.popleft()
+                assert job.node is not None
+                seed = derive_seed(job.request.seed, index)
+                fresh.append((slot, _Row(job, index, seed, job.node, job.node.end)))
+            work.rows += [None] * (fresh[-1][0] + 1 - len(work.rows))
+            work.store.reserve(len(work.rows), max(row.length for _, row in fresh) + 1)
+            for slot, row in fresh:
+                work.store.load(slot, row.node.path())
+                work.rows[slot] = row
+            values = torch.stack([row.node.next_values for _, row in fresh])
+            ids = torch.stack([row.node.next_ids for _, row in fresh])
+            self._draw(work, fresh, values, ids)
+
+    def _close_gaps(self, work: _Work) -> None:
+        """Move the last rows into free ones, so that rows in work stay at the front of the store."""
+        for slot in range(len(work.rows)):
+            while work.rows and work.rows[-1] is None:
+                work.rows.pop()
+            if slot < len(work.rows) and work.rows[slot] is None:
+                last = work.rows.pop()
+                assert last is not None
+                work.store.move(len(work.rows), slot, last.length)
+                work.rows[slot] = last
+
+    def _forward(self, work: _Work, rows: list[_Row], encode: list[_Job]) -> None:
+        """One pass: feed every row's last token, encode missing prefixes, then draw the rows' next tokens."""
+        tokens = [row.ids[-1] for row in rows]
+        spans: list[tuple[int, int, int]] = []
+        ends: list[int] = []  # the batch index of the last token of each segment to encode
+        for job in encode:
+            start = job.node.end if job.node else 0
+            missing = job.chain[len(job.node.path()) if job.node else 0 :]
+            for token_ids in missing:
+                tokens.extend(token_ids)
+                ends.append(len(tokens) - 1)
+            spans.append((len(rows) + len(spans), start, sum(map(len, missing))))
+        longest = max([row.length + 1 for row in rows] + [start + count for _, start, count in spans])
+        work.store.reserve(len(rows) + len(spans), longest)
+        hidden = self._run(work.store, tokens, [row.length for row in rows], spans)
+        read = hidden[-1][[*range(len(rows)), *ends]]
+        values, ids = top_tokens(self.model.get_output_embeddings()(read), self.config.top_k)
+        ended = [i for i, row in enumerate(rows) if row.ended]
+        scores: dict[int, float] = {}
+        if self.head is not None and ended:
+            logits = self.head(torch.stack([hidden[layer][ended] for layer in self.head.layers], dim=1).float())
+            scores = dict(zip(ended, logits.float().sigmoid().tolist(), strict=True))
+        for i, row in enumerate(rows):
+            row.length += 1
+            if row.ended:
+                self._end_step(work, i, scores.get(i), values[i], ids[i])
+        at = len(rows)
+        for job, (slot, start, _) in zip(encode, spans, strict=True):
+            for token_ids in job.chain[len(job.node.path()) if job.node else 0 :]:
+                job.node = self._keep(work, slot, job.node, token_ids, start, values[at], ids[at])
+                start, at = job.node.end, at + 1
+            work.waiting.extend((job, i) for i in range(job.request.n))
+        live = [(i, row) for i, row in enumerate(work.rows) if row is not None]
+        if live:
+            index = [i for i, _ in live]
+            self._draw(work, live, values[index], ids[index])
+
+    def _run(
+        self, store: RowStore, tokens: list[int], lengths: list[int], spans: list[tuple[int, int, int]]
+    ) -> dict[int, Tensor]:
+        """The trunk's hidden states [N, D] by layer index, -1 (after the final norm) always among them."""
+        trunk, config, device = self.model.base_model, self.model.base_model.config, self.model.device
+        packed = pack(store, lengths, spans, self._heads // self._kv_heads, self.model.dtype)
+        wanted = [layer for layer in (self.head.layers if self.head is not None else ()) if layer != -1]
+        hidden: dict[int, Tensor] = {}
+
+        def reader(layer: int) -> Any:
+            def read(module: Any, args: Any, output: Any) -> None:
+                hidden[layer] = (output[0] if isinstance(output, tuple) else output)[0]
+
+            return read
+
+        hooks = [trunk.layers[layer].register_forward_hook(reader(layer)) for layer in wanted]
+        previous, config._attn_implementation = config._attn_implementation, NAME
+        try:
+            output = trunk(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=packed.positions[None],
+                use_cache=False,
+                packed=packed,
+            )
+        finally:
+            config._attn_implementation = previous
+            for hook in hooks:
+                hook.remove()
+        hidden[-1] = output.last_hidden_state[0]
+        return hidden
+
+    def _keep(
+        self,
+        work: _Work,
+        slot: int,
+        parent: Segment | None,
+        token_ids: Sequence[int],
+        start: int,
+        values: Tensor,
+        ids: Tensor,
+    ) -> Segment:
+        """Copy the newest segment out of a row, into the cache if there is one."""
+        key = child_key(parent.key if parent else ROOT, token_ids)
+        kv = work.store.cut(slot, start, start + len(token_ids))
+        segment = Segment(key, parent, start, kv, values.clone(), ids.clone())
+        if self.cache.budget:
+            self.cache.add(segment)
+        return segment
+
+    def _draw(self, work: _Work, live: list[tuple[int, _Row]], values: Tensor, ids: Tensor) -> None:
+        """Draw each row's next token and act on it."""
+        seeds = np.array([row.seed for _, row in live], dtype=np.uint64)
+        positions = np.array([row.count for _, row in live], dtype=np.uint64)
+        u = torch.from_numpy(uniforms(seeds, positions).astype(np.float32)).to(values.device)
+        temperatures = torch.tensor([row.job.request.temperature for _, row in live], device=values.device)
+        tokens, logprobs = draw(values, ids, temperatures, u)
+        for (slot, row), token, logprob in zip(live, tokens, logprobs, strict=True):
+            self._accept(work, slot, row, token, logprob)
+
+    def _accept(self, work: _Work, slot: int, row: _Row, token: int, logprob: float) -> None:
+        """Append a token to the row; decide whether it ends the step, the continuation, or neither."""
+        request = row.job.request
+        if not row.forced and self.config.calculator == "assist":
+            replacement = completion(row.text, self._text.piece(token))
+            row.forced.extend(self._text.encode(replacement) if replacement else ())
+        if row.forced:
+            token, logprob = row.forced.popleft(), 0.0
+        row.count += 1
+        row.ids.append(token)
+        row.logprob += logprob
+        piece = self._text.piece(token)
+        row.text += piece
+        full = row.count >= request.max_tokens or row.length + 1 >= self.context
+        at_end = token in self._eos
+        if not at_end and SEPARATOR not in piece:
+            if full or len(row.ids) >= request.max_step_tokens:
+                self._finish(work, slot, row, "length")
+            return
+        text = row.text = self._text.text(row.ids)
+        false = self.config.calculator == "prune" and any(e.holds is False for e in equations(text))
+        if false or not (at_end or text.strip()):
+            self._finish(work, slot, row, "length")
+            return
+        row.ended = True
+        if at_end or is_answer_step(text):
+            row.finish = "terminal"
+        elif len(row.steps) + 1 >= request.max_steps:
+            row.finish = "step"
+        elif full:
+            row.finish = "length"
+        # Feed the last token unless nobody will use its hidden state.
+        if row.finish and self.head is None and (row.finish != "step" or not self.cache.budget):
+            row.steps.append(Step(text, tuple(row.ids), row.logprob))
+            self._finish(work, slot, row, row.finish)
+
+    def _end_step(self, work: _Work, slot: int, value: float | None, values: Tensor, ids: Tensor) -> None:
+        """After a step's last token was fed: record the step, keep its segment, go on or finish."""
+        row = work.rows[slot]
+        assert row is not None
+        row.steps.append(Step(row.text, tuple(row.ids), row.logprob, value))
+        if self.cache.budget and row.finish in (None, "step"):
+            row.node = self._keep(work, slot, row.node, row.ids, row.length - len(row.ids), values, ids)
+        if row.finish:
+            self._finish(work, slot, row, row.finish)
+        row.ids, row.text, row.logprob, row.ended = [], "", 0.0, False
+
+    def _finish(self, work: _Work, slot: int, row: _Row, finish: Finish) -> None:
+        row.job.candidates[row.index] = Candidate(tuple(row.steps), finish, row.count)
+        work.rows[slot] = None
+        self._report(row.job, work)
+
+    def _report(self, job: _Job, work: _Work) -> None:
+        proposal = job.proposal()
+        if proposal is not None:
+            work.done.append(proposal)
