@@ -1,0 +1,141 @@
+"""A value model: a language model's trunk, read at the last token of a state, and a head on top of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qstar.errors import UserError
+from qstar.policy.prompt import encode_prompt
+from qstar.types import State
+from qstar.value.head import ValueHead
+
+BATCH_TOKENS = 8192
+"""Padded tokens in one forward pass."""
+
+TRUNK_FOLDER = "trunk"
+
+
+class ValueModel(nn.Module):
+    """`qstar.types.Value` over a causal language model of its own.
+
+    tokens_encoded: tokens passed through the trunk by `score` so far, padding not counted.
+    """
+
+    def __init__(self, trunk: Any, tokenizer: Any, head: ValueHead) -> None:
+        super().__init__()
+        head.config.check(hidden_size=trunk.config.get_text_config().hidden_size, tokenizer=tokenizer)
+        check_layers(trunk, head.layers)
+        self.trunk, self.tokenizer, self.head = trunk, tokenizer, head
+        self.tokens_encoded = 0
+
+    @torch.inference_mode()
+    def score(self, states: Sequence[State]) -> list[float]:
+        """V in (0, 1) for each state, in order. Raises UserError for a state longer than the trunk's context."""
+        self.eval()
+        rows = [state_ids(self.tokenizer, state) for state in states]
+        values = [0.0] * len(rows)
+        for batch in length_batches([len(row) for row in rows]):
+            chosen = [rows[i] for i in batch]
+            hidden = read_hidden(self.trunk, chosen, [[len(row) - 1] for row in chosen], self.head.layers)
+            for i, value in zip(batch, self.head(hidden).sigmoid().tolist(), strict=True):
+                values[i] = value
+        self.tokens_encoded += sum(map(len, rows))
+        return values
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write the trunk and tokenizer to `trunk/`, then the head; a folder without the head is unfinished."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        beside, final = folder / f".{TRUNK_FOLDER}.part", folder / TRUNK_FOLDER
+        for stale in (beside, final):
+            shutil.rmtree(stale, ignore_errors=True)
+        self.trunk.save_pretrained(beside)
+        self.tokenizer.save_pretrained(beside)
+        beside.rename(final)
+        self.head.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, *, dtype: str = "float32", device: str = "cpu") -> ValueModel:
+        """Read a saved value model. Raises UserError if it is incomplete or its parts do not fit."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = Path(directory)
+        head = ValueHead.from_pretrained(folder)
+        if head.config.trunk != "separate" or not (folder / TRUNK_FOLDER).is_dir():
+            raise UserError(f"{folder} holds a head for the policy's own trunk, not a separate value model")
+        try:
+            trunk: Any = AutoModelForCausalLM.from_pretrained(
+                folder / TRUNK_FOLDER, dtype=getattr(torch, dtype), local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder / TRUNK_FOLDER, local_files_only=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the trunk in {folder / TRUNK_FOLDER} cannot be read: {reason}") from None
+        return cls(trunk.to(device), tokenizer, head.to(device)).eval()
+
+
+def state_ids(tokenizer: Any, state: State) -> list[int]:
+    """The token ids of a state: its prompt, then each step's own ids."""
+    return encode_prompt(tokenizer, state.question) + [token for step in state.steps for token in step.token_ids]
+
+
+def length_batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
+    """Indices in batches of similar length, longest first, each of at most `budget` padded tokens (or one row)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def check_layers(trunk: Any, layers: Iterable[int]) -> None:
+    """Raise UserError for a layer the trunk does not have."""
+    count = trunk.config.get_text_config().num_hidden_layers
+    for layer in layers:
+        if not -count <= layer < count:
+            raise UserError(
+                f"value.layers has layer {layer}; the model has layers 0 to {count - 1} (or -{count} to -1)"
+            )
+
+
+def read_hidden(
+    trunk: Any, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
+) -> Tensor:
+    """Hidden states [P, L, D] at `positions` of each row, rows in order, in the trunk's dtype.
+
+    Rows are padded on the right and attention is causal, so no position that is read sees padding. Layers are numbered
+    as in `ValueHeadConfig`. Raises UserError for a row longer than the context.
+    """
+    context = trunk.config.get_text_config().max_position_embeddings
+    longest = max(map(len, rows))
+    if longest > context:
+        raise UserError(f"a solution has {longest} tokens with its question; the value model's context is {context}")
+    # Any token id serves as padding.
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=trunk.device)
+    row_of = torch.tensor([i for i, ends in enumerate(positions) for _ in ends], device=trunk.device)
+    end_of = torch.tensor([end for ends in positions for end in ends], device=trunk.device)
+    read: dict[int, Tensor] = {}
+
+    def reader(layer: int) -> Any:
+        def keep(module: Any, args: Any, output: Any) -> None:
+            read[layer] = (output[0] if isinstance(output, tuple) else output)[row_of, end_of]
+
+        return keep
+
+    base = trunk.base_model
+    hooks = [base.layers[layer].register_forward_hook(reader(layer)) for layer in layers if layer != -1]
+    try:
+        read[-1] = base(input_ids=ids, use_cache=False).last_hidden_state[row_of, end_of]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([read[layer] for layer in layers], dim=1)
