@@ -167,7 +167,7 @@ class LanguageModelPolicy:
                     f"the question starting {request.state.question[:40]!r} has {len(prompt)} tokens; the model's "
                     f"context is {self.context}: drop the question or use a model with a longer context"
                 )
-            chain = [prompt, *(step.token_ids for step in request.state.steps if step.token_ids)]
+            chain: list[Sequence[int]] = [prompt, *(step.token_ids for step in request.state.steps if step.token_ids)]
             node = self.cache.find(chain)
             held = len(node.path()) if node else 0
             cached = node.end if node else 0

@@ -1,4 +1,4 @@
-"""The decoding engine: agreement with transformers, independence of the batch, caps, values, the cache, the calculator."""
+"""The decoding engine: agreement with transformers, independence of the batch, caps, values, cache, calculator."""
 
 from __future__ import annotations
 
@@ -93,3 +93,215 @@ def test_candidates_do_not_depend_on_the_batch(kind: str, tokenizer: Any) -> Non
         for request in requests:
             for a, b in zip(reference[request].candidates, other[request].candidates, strict=True):
                 same(a, b)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_values_are_those_of_the_whole_text(kind: str, tokenizer: Any) -> None:
+    model, head = tiny.model(kind), MeanHead()
+    p = policy(tokenizer, model=model, head=head)
+    checked = 0
+    for request, proposal in answers(p, rollouts(n=8)).items():
+        ids = encode_prompt(tokenizer, request.state.question)
+        for candidate in proposal.candidates:
+            text = list(ids)
+            for step in candidate.steps:
+                text += step.token_ids
+                with torch.no_grad():
+                    states = model.model(torch.tensor([text]), output_hidden_states=True).hidden_states
+                expected = head(torch.stack([states[1][:, -1], states[-1][:, -1]], dim=1)).sigmoid().item()
+                assert step.value == pytest.approx(expected, abs=1e-4)
+                checked += 1
+    assert checked > 10
+
+
+def test_log_probabilities_are_those_of_the_model(tokenizer: Any) -> None:
+    model = tiny.model()
+    requests = rollouts(n=8, temperature=1.3)
+    checked = 0
+    for request, proposal in answers(policy(tokenizer, model=model), requests).items():
+        prompt = encode_prompt(tokenizer, request.state.question)
+        for candidate in proposal.candidates:
+            text = list(prompt)
+            for step in candidate.steps:
+                with torch.no_grad():
+                    logits = model(torch.tensor([[*text, *step.token_ids]])).logits[0, len(text) - 1 : -1] / 1.3
+                cut = logits.topk(CONFIG.top_k).values[:, -1:]
+                logprobs = logits.masked_fill(logits < cut, float("-inf")).log_softmax(-1)
+                expected = logprobs[range(len(step.token_ids)), step.token_ids].sum().item()
+                assert step.logprob == pytest.approx(expected, abs=1e-3)
+                text += step.token_ids
+                checked += 1
+    assert checked > 10
+
+
+def test_a_child_encodes_nothing_its_parent_encoded(tokenizer: Any) -> None:
+    p = policy(tokenizer)
+    first = Request(State(QUESTIONS[0]), 6, seed=3, max_step_tokens=60, max_tokens=60)
+    proposal = answers(p, [first])[first]
+    prompt = len(encode_prompt(tokenizer, QUESTIONS[0]))
+    assert (proposal.prompt_tokens, proposal.cached_tokens) == (prompt, 0)
+    children = [c.steps[0] for c in proposal.candidates if c.finish == "step"]
+    assert children
+    requests = [Request(State(QUESTIONS[0], (step,)), 2, seed=i) for i, step in enumerate(children)]
+    cached = answers(p, requests)
+    for request, child in zip(requests, children, strict=True):
+        assert (cached[request].prompt_tokens, cached[request].cached_tokens) == (0, prompt + len(child.token_ids))
+    cold = answers(policy(tokenizer, cache_megabytes=0), requests)
+    for request, child in zip(requests, children, strict=True):
+        assert (cold[request].prompt_tokens, cold[request].cached_tokens) == (prompt + len(child.token_ids), 0)
+        for a, b in zip(cached[request].candidates, cold[request].candidates, strict=True):
+            same(a, b)
+
+
+def test_equal_prefixes_in_one_queue_are_encoded_once(tokenizer: Any) -> None:
+    requests = [Request(State(QUESTIONS[1]), 2, seed) for seed in range(3)]
+    proposals = answers(policy(tokenizer, batch_rows=64), requests).values()
+    assert sum(p.prompt_tokens for p in proposals) == len(encode_prompt(tokenizer, QUESTIONS[1]))
+
+
+def test_requests_appended_between_proposals_are_served(tokenizer: Any) -> None:
+    queue = deque(rollouts(n=2))
+    seen = []
+    for proposal in policy(tokenizer).propose(queue):
+        seen.append(proposal.request)
+        if len(seen) < 12:
+            queue.append(replace(proposal.request, seed=100 + len(seen)))
+    assert len(seen) == len(set(seen)) == 4 + 11
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 7, 30])
+@pytest.mark.parametrize("max_step_tokens", [2, 20])
+def test_caps_are_kept_and_every_token_is_counted(max_tokens: int, max_step_tokens: int, tokenizer: Any) -> None:
+    requests = rollouts(n=8, max_tokens=max_tokens, max_step_tokens=max_step_tokens)
+    for proposal in answers(policy(tokenizer), requests).values():
+        assert len(proposal.candidates) == 8
+        for c in proposal.candidates:
+            kept = sum(len(s.token_ids) for s in c.steps)
+            assert 1 <= c.tokens <= max_tokens
+            assert kept <= c.tokens
+            assert all(len(s.token_ids) <= max_step_tokens for s in c.steps)
+            assert all(s.text.strip() for s in c.steps[:-1])
+            if c.finish != "length":
+                assert kept == c.tokens
+            if c.finish == "step":
+                assert len(c.steps) == 4
+                assert "\n" in c.steps[-1].text
+
+
+def test_a_continuation_stops_at_the_model_s_context(tokenizer: Any) -> None:
+    model = tiny.model(context=64)
+    prompt = len(encode_prompt(tokenizer, QUESTIONS[1]))
+    requests = rollouts(max_steps=50, max_step_tokens=500, max_tokens=500)
+    for proposal in answers(policy(tokenizer, model=model), requests[1:2]).values():
+        assert all(c.tokens <= 64 - prompt for c in proposal.candidates)
+        assert any(c.tokens == 64 - prompt and c.finish == "length" for c in proposal.candidates)
+
+
+def test_a_state_that_fills_the_context_has_no_children(tokenizer: Any) -> None:
+    step = Step("long\n", tuple([5] * 60), 0.0)
+    request = Request(State(QUESTIONS[0], (step,)), 2, 0)
+    (candidates,) = [x.candidates for x in policy(tokenizer, model=tiny.model(context=64)).propose(deque([request]))]
+    assert candidates == (Candidate((), "length", 0),) * 2
+
+
+def test_a_question_longer_than_the_context_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="longer context"):
+        answers(policy(tokenizer, model=tiny.model(context=64)), [Request(State("apples " * 60), 1, 0)])
+
+
+def test_no_candidates_and_no_tokens(tokenizer: Any) -> None:
+    none, broke = Request(State("Why?"), 0, 0), Request(State("Why?"), 2, 0, max_tokens=0)
+    found = answers(policy(tokenizer), [none, broke])
+    assert found[none].candidates == ()
+    assert found[broke].candidates == (Candidate((), "length", 0),) * 2
+
+
+def test_an_abandoned_iterator_leaves_the_policy_usable(tokenizer: Any) -> None:
+    p = policy(tokenizer)
+    iterator = p.propose(deque(rollouts()))
+    next(iterator)
+    during = answers(p, rollouts())
+    iterator.close()
+    for request, proposal in answers(p, rollouts()).items():
+        for a, b in zip(proposal.candidates, during[request].candidates, strict=True):
+            same(a, b)
+
+
+class Writer(torch.nn.Module):
+    """A model that writes a given text whatever it reads, to steer the engine's rules."""
+
+    def __init__(self, tokenizer: Any, prompt: str, text: str) -> None:
+        super().__init__()
+        base = tiny.model()
+        self.config, self.generation_config = base.config, base.generation_config
+        self.dtype, self.device = base.dtype, base.device
+        self.start = len(encode_prompt(tokenizer, prompt))
+        self.target = torch.tensor(tokenizer.encode(text))
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **_: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        at = (position_ids - self.start + 1).clamp(0, len(self.target) - 1)
+        return BaseModelOutputWithPast(
+            last_hidden_state=torch.nn.functional.one_hot(self.target[at], self.config.vocab_size).float() * 50
+        )
+
+    @property
+    def base_model(self) -> Any:
+        return self
+
+    def get_output_embeddings(self) -> Any:
+        return torch.nn.Identity()
+
+
+def write(tokenizer: Any, text: str, max_steps: int = 9, **changes: Any) -> Candidate:
+    """The greedy continuation of a model that wants to write `text`."""
+    request = Request(State("Why?"), 1, 0, temperature=0.0, max_steps=max_steps, max_tokens=200)
+    p = policy(tokenizer, model=Writer(tokenizer, "Why?", text), **changes)
+    return answers(p, [request])[request].candidates[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "steps"),
+    [
+        ("one\ntwo\n#### 5\nmore\n", "terminal", ["one\n", "two\n", "#### 5\n"]),
+        ("one\n#### 5<|endoftext|>", "terminal", ["one\n", "#### 5"]),
+        ("one\n<|endoftext|>", "terminal", ["one\n", ""]),
+        ("one\n\ntwo\n", "length", ["one\n"]),
+        ("one\n  \n#### 5\n", "length", ["one\n"]),
+        ("one\ntwo two two two two two two two two two two two two two two two two two two two", "length", ["one\n"]),
+    ],
+)
+@pytest.mark.parametrize("cache_megabytes", [0, 16])
+def test_where_steps_and_continuations_end(
+    text: str, finish: str, steps: list[str], cache_megabytes: int, tokenizer: Any
+) -> None:
+    candidate = write(tokenizer, text, cache_megabytes=cache_megabytes)
+    assert (candidate.finish, [s.text for s in candidate.steps]) == (finish, steps)
+
+
+def test_step_limit(tokenizer: Any) -> None:
+    candidate = write(tokenizer, "one\ntwo\nthree\n", max_steps=2)
+    assert (candidate.finish, [s.text for s in candidate.steps]) == ("step", ["one\n", "two\n"])
+
+
+@pytest.mark.parametrize(
+    ("calculator", "finish", "text"),
+    [
+        ("assist", "terminal", "She has 12 + 30 = 42 apples.\n"),
+        ("off", "terminal", "She has 12 + 30 = 99 apples.\n"),
+        ("prune", "length", None),
+    ],
+)
+def test_calculator_modes(calculator: str, finish: str, text: str | None, tokenizer: Any) -> None:
+    candidate = write(tokenizer, "She has 12 + 30 = 99 apples.\n#### 99\n", calculator=calculator)
+    assert candidate.finish == finish
+    assert [s.text for s in candidate.steps] == ([] if text is None else [text, "#### 99\n"])
+    assert tokenizer.decode([t for s in candidate.steps for t in s.token_ids]) == "".join(
+        s.text for s in candidate.steps
+    )
+
+
+def test_prune_keeps_true_equations(tokenizer: Any) -> None:
+    candidate = write(tokenizer, "She has 12 + 30 = 42 apples.\n#### 42\n", calculator="prune")
+    assert (candidate.finish, len(candidate.steps)) == ("terminal", 2)
