@@ -149,7 +149,7 @@ class ValueHead(nn.Module):
             weights = (folder / WEIGHTS_FILE).read_bytes()
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} does not exist; train a value head with `qstar train-q`") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"the value head in {folder} cannot be read: {error}") from None
         if not isinstance(described, dict) or described.pop("model_type", None) != "qstar_value_head":
             raise UserError(
@@ -158,15 +158,17 @@ class ValueHead(nn.Module):
         if described.pop("weights", None) != hashlib.sha256(weights).hexdigest():
             raise UserError(f"{folder / WEIGHTS_FILE} does not belong to its config.json (damaged or half written)")
         config = _checked(described, folder)
-        head = cls(config)
+        # Built without memory, so that the sizes in a config cannot ask for more than the file holds.
+        with torch.device("meta"):
+            head = cls(config)
         try:
-            head.load_state_dict(load(weights))
+            head.load_state_dict(load(weights), assign=True)
         except (SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder / WEIGHTS_FILE} does not fit its config.json: {reason}") from None
         if not all(torch.isfinite(tensor).all() for tensor in head.state_dict().values()):
             raise UserError(f"{folder / WEIGHTS_FILE} holds numbers that are not finite; train the head again")
-        return head.eval()
+        return head.float().eval()
 
 
 def _checked(described: dict[str, Any], folder: Path) -> ValueHeadConfig:
@@ -174,7 +176,7 @@ def _checked(described: dict[str, Any], folder: Path) -> ValueHeadConfig:
     if missing := sorted(required - described.keys()):
         raise UserError(f"{folder / CONFIG_FILE} lacks {', '.join(missing)}; train the head again")
     config = from_dict(ValueHeadConfig, described, str(folder / CONFIG_FILE))
-    sizes_fit = 1 <= len(config.layers) <= 1024 and 1 <= config.hidden_size <= 2**17 and 1 <= config.width <= 2**17
+    sizes_fit = config.layers and 1 <= config.hidden_size <= 2**20 and 1 <= config.width <= 2**20
     if not sizes_fit or not 1e-6 < config.temperature < 1e6:
         raise UserError(f"{folder / CONFIG_FILE} has a layer list, size or temperature that no head has")
     config.check()

@@ -1,0 +1,93 @@
+"""The head's arithmetic, and saving and loading it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from qstar.errors import UserError
+from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
+from tests import tiny
+
+
+def config(**changes: object) -> ValueHeadConfig:
+    base = ValueHeadConfig(
+        layers=(0, -1),
+        hidden_size=32,
+        width=8,
+        trunk="frozen",
+        base_model="tiny",
+        base_revision="abc",
+        tokenizer=tokenizer_fingerprint(tiny.tokenizer()),
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def head(**changes: object) -> ValueHead:
+    torch.manual_seed(0)
+    return ValueHead(config(**changes)).eval()
+
+
+def test_logits_are_float32_one_per_state_and_never_saturate() -> None:
+    model = head()
+    hidden = torch.randn(5, 2, 32).to(torch.bfloat16)
+    assert model(hidden).shape == (5,)
+    assert model(hidden).dtype == torch.float32
+    torch.nn.init.constant_(model.outer.bias, 1e6)
+    assert model(hidden).sigmoid().max() < 1
+    torch.nn.init.constant_(model.outer.bias, -1e6)
+    assert model(hidden).sigmoid().min() > 0
+
+
+def test_each_layer_is_normalised_on_its_own() -> None:
+    hidden = torch.randn(4, 2, 32)
+    scaled = hidden * torch.tensor([1000.0, 0.5])[None, :, None]
+    assert torch.allclose(head()(hidden), head()(scaled), atol=1e-3)
+
+
+def test_standardisation_gives_training_features_mean_zero_and_variance_one() -> None:
+    model = head()
+    features = torch.randn(9000, 2, 32) * torch.linspace(0.1, 50, 32) + 3
+    model.standardise_on(features)
+    scaled = (features - model.center) * model.scale
+    assert scaled.mean(0).abs().max() < 1e-3
+    assert (scaled.std(0) - 1).abs().max() < 1e-2
+
+
+def test_temperature_divides_the_logit() -> None:
+    hidden = torch.randn(3, 2, 32)
+    assert torch.allclose(head().calibrated(2.0)(hidden), head()(hidden) / 2)
+
+
+def test_a_saved_head_comes_back_the_same(tmp_path: Path) -> None:
+    model = head(temperature=1.7, layers=(1, -1))
+    model.standardise_on(torch.randn(50, 2, 32))
+    model.save_pretrained(tmp_path / "q")
+    loaded = ValueHead.from_pretrained(tmp_path / "q")
+    assert loaded.config == model.config
+    hidden = torch.randn(3, 2, 32)
+    assert torch.equal(loaded(hidden), model(hidden))
+    assert sorted(p.name for p in (tmp_path / "q").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_head_of_another_model_is_refused_with_both_sides_named() -> None:
+    own = config()
+    own.check(base_revision="abc", tokenizer=tiny.tokenizer(), hidden_size=32)
+    with pytest.raises(UserError, match=r"base revision abc .* with xyz"):
+        own.check(base_revision="xyz")
+    with pytest.raises(UserError, match=r"hidden size 32 .* with 64"):
+        own.check(hidden_size=64)
+    with pytest.raises(UserError, match=rf"tokenizer {own.tokenizer} .* with "):
+        own.check(tokenizer=tiny.tokenizer(vocab_size=300))
+    with pytest.raises(UserError, match=r"boundary rule blank-line .* with newline-or-end"):
+        config(boundary="blank-line").check()
+
+
+def test_the_fingerprint_sees_how_text_is_cut() -> None:
+    same, other = tiny.tokenizer(), tiny.tokenizer()
+    other.backend_tokenizer.pre_tokenizer = None
+    assert tokenizer_fingerprint(same) == tokenizer_fingerprint(tiny.tokenizer())
+    assert tokenizer_fingerprint(other) != tokenizer_fingerprint(same)

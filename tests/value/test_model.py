@@ -1,0 +1,98 @@
+"""Scoring states: right position, right layers, any batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qstar.errors import UserError
+from qstar.types import State, Step
+from qstar.value.head import ValueHead
+from qstar.value.model import ValueModel, length_batches, read_hidden, state_ids
+from tests import tiny
+from tests.value.data import trace
+from tests.value.test_head import config
+
+TOKENIZER = tiny.tokenizer()
+STEPS = ["She buys 3 * 4 = 12 apples.\n", "She has 12 + 12 = 24 apples.\n", "#### 24"]
+
+
+def value_model(layers: tuple[int, ...] = (0, -1), trunk: str = "separate", kind: str = "llama") -> ValueModel:
+    torch.manual_seed(3)
+    head = ValueHead(config(layers=layers, trunk=trunk))
+    torch.nn.init.normal_(head.outer.weight, std=2.0)
+    return ValueModel(tiny.model(kind), TOKENIZER, head)
+
+
+def states() -> list[State]:
+    one = trace(TOKENIZER, "12", STEPS, True)
+    return [one.state(depth) for depth in range(4)] + [State("A much longer question about " + "apples " * 20)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_hidden_states_are_those_of_the_numbered_layers(kind: str) -> None:
+    trunk, rows = tiny.model(kind), [[5, 6, 7, 8, 9], [10, 11]]
+    got = read_hidden(trunk, rows, [[1, 4], [1]], (0, -2, -1))
+    with torch.no_grad():
+        for at, (row, end) in enumerate([(0, 1), (0, 4), (1, 1)]):
+            full = trunk(torch.tensor([rows[row]]), output_hidden_states=True).hidden_states
+            # hidden_states[0] is the embedding; the last entry has gone through the final norm.
+            for layer, expected in enumerate([full[1], full[1], full[2]]):
+                assert torch.allclose(got[at, layer], expected[0, end], atol=1e-5)
+
+
+def test_a_value_does_not_depend_on_the_rest_of_the_batch() -> None:
+    model = value_model()
+    together = model.score(states())
+    alone = [model.score([state])[0] for state in states()]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert model.score(states()[::-1]) == pytest.approx(together[::-1], abs=1e-5)
+    assert len({round(value, 4) for value in together}) == 5
+    assert all(0 < value < 1 for value in together)
+    assert model.score([]) == []
+
+
+def test_scores_use_the_token_ids_of_the_steps_and_count_them() -> None:
+    model = value_model()
+    ids = tuple(TOKENIZER.encode("apples"))
+    split = State("Why?", (Step("12", (ids[0],), -1.0), Step("", ids[1:], -1.0)))
+    whole = State("Why?", (Step("ignored text", ids, -1.0),))
+    scores = model.score([split, whole])
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert model.tokens_encoded == 2 * len(state_ids(TOKENIZER, whole))
+
+
+def test_a_state_longer_than_the_context_is_refused() -> None:
+    with pytest.raises(UserError, match="context is 256"):
+        value_model().score([State("apples " * 400)])
+
+
+def test_a_layer_the_trunk_lacks_is_refused() -> None:
+    with pytest.raises(UserError, match="layers 0 to 1"):
+        value_model(layers=(2,))
+
+
+def test_batches_cover_every_row_once_within_the_budget() -> None:
+    lengths = [3, 50, 7, 7, 120, 1, 49]
+    batches = list(length_batches(lengths, budget=100))
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 100 for b in batches)
+    assert list(length_batches([])) == []
+
+
+def test_a_saved_value_model_scores_the_same_and_replaces_an_older_one(tmp_path: Path) -> None:
+    value_model(layers=(0, 1)).save_pretrained(tmp_path)
+    model = value_model()
+    model.save_pretrained(tmp_path)
+    loaded = ValueModel.from_pretrained(tmp_path)
+    assert loaded.score(states()) == pytest.approx(model.score(states()), abs=1e-6)
+    half = ValueModel.from_pretrained(tmp_path, dtype="bfloat16")
+    assert half.score(states()) == pytest.approx(model.score(states()), abs=0.2)
+
+
+def test_a_head_for_a_shared_trunk_is_not_a_value_model(tmp_path: Path) -> None:
+    value_model(trunk="frozen").head.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="not a separate value model"):
+        ValueModel.from_pretrained(tmp_path)
