@@ -1,0 +1,56 @@
+"""A* over steps, and the searches that differ from it only in the weights of f.
+
+Objective: expand states in the order of the probability that pi goes through them and ends correct.
+    f = g_weight * g + h_weight * h,   g = sum of -log pi(a | s) + step_penalty,   h = -log V
+    astar          the configured weights; with both 1, f = -log P(pi passes through s and ends correct)
+    weighted_astar h counts twice (Pohl 1970): faster to a solution, at most twice the optimal cost if h is admissible
+    best_first     g_weight = 0: greedy best-first search by V
+With V exact, V(s) = sum_a pi(a|s) V(s.a) >= pi(a|s) V(s.a), so h(s) <= c(s, a) + h(s.a): h is consistent and
+admissible, and the first correct solution taken from the open list is the most probable one (Hart, Nilsson, Raphael
+1968). A learned V breaks this; `measure.consistency` says how often and by how much.
+
+One open list per problem across all depths, ordered by (f, deeper first, sampled first). A finished solution enters it
+with h = -log V too; taking it out costs nothing and counts as finding it. The search goes on until the budget ends.
+Departures from textbook A*:
+    Successors are sampled, so an expanded state may have more of them. When the open list is empty and budget is left,
+    the state with the smallest f - log(probability that one more sample has a new meaning) is sampled again, which is
+    the f its unseen child would have if V did not change; new samples update the shares (see `node`).
+    Nothing is reopened: equal keys have equal parents, so a state is reached by one path only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from heapq import heappop, heappush
+
+from qstar.config import PolicyConfig, SearchConfig
+from qstar.search.node import Node, Tree
+from qstar.search.requests import Search, expand
+
+
+def astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
+    """Best-first search by f with the configured weights, until the budget is used."""
+    open_list: list[tuple[float, int, int, Node]] = [(0.0, 0, 0, tree.root)]
+    expanded: list[tuple[float, int, int, Node]] = []
+    while tree.spent < config.budget and (open_list or expanded):
+        node = heappop(open_list or expanded)[-1]
+        if node.terminal:
+            tree.take_up(node)
+            continue
+        (sampled,) = yield from expand(tree, [(node, config.children)], config, limits)
+        for child in sampled:
+            if child.order is None and (child.terminal or child.expandable):
+                heappush(open_list, (child.f, -child.depth, child.index, child))
+        if node.expandable:
+            heappush(expanded, (node.f - math.log(node.unseen()), -node.depth, node.index, node))
+
+
+def weighted_astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
+    """A* with twice the configured weight on h."""
+    return astar(tree, dataclasses.replace(config, h_weight=2 * config.h_weight), limits)
+
+
+def best_first(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
+    """Greedy best-first search: f = h_weight * h."""
+    return astar(tree, dataclasses.replace(config, g_weight=0.0), limits)
