@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import pytest
 import torch
 
+from qstar.config import PolicyConfig
 from qstar.errors import UserError
-from qstar.types import State, Step
+from qstar.policy.engine import LanguageModelPolicy
+from qstar.types import Request, State, Step
 from qstar.value.head import ValueHead
 from qstar.value.model import ValueModel, length_batches, read_hidden, state_ids
 from tests import tiny
@@ -24,6 +27,23 @@ def value_model(layers: tuple[int, ...] = (0, -1), trunk: str = "separate", kind
     head = ValueHead(config(layers=layers, trunk=trunk))
     torch.nn.init.normal_(head.outer.weight, std=2.0)
     return ValueModel(tiny.model(kind), TOKENIZER, head)
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0, -2), (1, -1)])
+def test_decoding_reads_the_same_values_as_scoring_afterwards(layers: tuple[int, ...]) -> None:
+    model = value_model(layers, trunk="frozen")
+    config = PolicyConfig(calculator="off", batch_rows=8, top_k=320)
+    policy = LanguageModelPolicy(model.trunk, TOKENIZER, config, model.head)
+    start = State("Ann has 12 apples. How many?")
+    request = Request(start, n=24, seed=1, max_steps=3, max_step_tokens=80, max_tokens=120)
+    (proposal,) = policy.propose(deque([request]))
+    found = [
+        (start.then(*candidate.steps[: depth + 1]), step.value)
+        for candidate in proposal.candidates
+        for depth, step in enumerate(candidate.steps)
+    ]
+    assert len(found) >= 3  # a random model seldom writes a newline
+    assert model.score([state for state, _ in found]) == pytest.approx([value for _, value in found], abs=1e-4)
 
 
 def states() -> list[State]:
