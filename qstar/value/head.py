@@ -193,8 +193,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def write_whole(path: Path, content: bytes) -> None:
     """Write beside `path`, flush to disk, rename: a reader sees the old content or the new, never a part."""
     beside = path.with_name(f".{path.name}.part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)  # a full disk: do not leave a part behind
+        raise
     os.replace(beside, path)

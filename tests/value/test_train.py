@@ -97,6 +97,20 @@ def test_a_stopped_training_ends_with_the_same_bytes(tmp_path: Path, trunk: str,
     assert train(tmp_path / "stopped", kill) == expected
 
 
+def test_a_damaged_state_is_started_again(tmp_path: Path) -> None:
+    epochs: list[int] = []
+
+    def kill(row: dict[str, Any]) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        run(tmp_path, "frozen", on_epoch=kill)
+    state = tmp_path / "state" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    run(tmp_path, "frozen", on_epoch=lambda row: epochs.append(row["epoch"]))
+    assert epochs == [1, 2, 3]
+
+
 def test_other_inputs_do_not_continue_an_old_state(tmp_path: Path) -> None:
     epochs: list[int] = []
 
