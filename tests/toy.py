@@ -55,7 +55,7 @@ class ToyMDP:
         if path and is_terminal(path[-1]):
             return float(path[-1].removeprefix("####").strip() == self.gold)
         if path not in self._values:
-            self._values[path] = sum(p * self.value((*path, text)) for text, p in self.actions[path])
+            self._values[path] = min(1.0, sum(p * self.value((*path, text)) for text, p in self.actions[path]))
         return self._values[path]
 
     def solutions(self) -> list[tuple[float, Path]]:
