@@ -1,0 +1,76 @@
+"""A small Llama model and a byte-level BPE tokenizer made from nothing, for runs that need no download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from qstar.config import ScratchConfig
+from qstar.errors import UserError
+
+PAD = "<|pad|>"
+END = "<|end|>"
+
+_SMALLEST = 2 + 256
+"""The special tokens and one token for each byte, so that any text can be encoded."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits, newlines as tokens of their own and words with their leading space.
+
+    Single digits let the model see place value; a newline of its own makes every step end at a token boundary.
+    vocab_size: an upper bound; few texts give fewer tokens. Raises UserError if it is below 258.
+    """
+    if vocab_size < _SMALLEST:
+        raise UserError(f"vocab_size is {vocab_size}; it must be at least {_SMALLEST}, one token for each byte")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split("\n", "isolated"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, pad_token=PAD, eos_token=END, clean_up_tokenization_spaces=False
+    )
+
+
+def new_model(config: ScratchConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """A float32 Llama with random weights, grouped-query attention and tied embeddings. `seed` fixes the weights.
+
+    Raises UserError if the width does not divide into heads or the heads into key-value heads.
+    """
+    if config.hidden_size % (2 * config.heads) or config.heads % config.kv_heads:
+        raise UserError(
+            f"hidden_size {config.hidden_size}, heads {config.heads}, kv_heads {config.kv_heads} do not fit: "
+            "hidden_size must be an even multiple of heads and heads a multiple of kv_heads"
+        )
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(shape)

@@ -1,0 +1,369 @@
+"""Supervised fine-tuning of a policy or a student with TRL's SFTTrainer.
+
+Objective: the mean negative log-likelihood of the solution's tokens given the prompt, each example weighted,
+
+    L = sum_i w_i sum_t -log pi(y_it | x_i, y_i<t) / sum_i |y_i|        over the examples i of a batch
+
+With all w_i = 1 this is plain SFT. With w_i = exp(advantage / beta) it is advantage-weighted regression (Peng et al.,
+2019). The prompt's tokens carry no loss and the language-model head runs only on positions that do.
+
+Departures from SFTTrainer: the examples come tokenized and in their final order (`schedule`), so that a resumed run
+sees the batches an uninterrupted one would; the loss reads w_i and skips the entropy and accuracy metrics, which
+cost a pass over all logits; bfloat16 training keeps float32 master weights (`masters`) instead of autocasting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import time
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback
+from trl.trainer.sft_config import SFTConfig as TrlConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from qstar.config import ScratchConfig, SftConfig
+from qstar.errors import UserError
+from qstar.policy.hub import load_causal_lm, load_tokenizer, save_model
+from qstar.policy.masters import MasterAdamW
+from qstar.policy.prompt import encode_prompt, encode_solution
+from qstar.policy.scratch import new_model, train_tokenizer
+
+REPORT = "training.json"
+"""Written into the model's folder when training is finished."""
+
+_BUCKET = 50
+_IGNORE = -100
+
+
+@dataclass(frozen=True)
+class SftExample:
+    """A question with the solution to learn.
+
+    steps: reasoning steps without their separator; answer: the final answer as text; weight: >= 0, see the card above.
+    """
+
+    question: str
+    steps: tuple[str, ...]
+    answer: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SftReport:
+    """What a training run did.
+
+    examples: examples trained on; dropped: examples left out because they exceed the context.
+    steps: optimizer steps; tokens, target_tokens: tokens seen in all epochs, and those that carried loss.
+    seconds, tokens_per_second: of the last uninterrupted part only.
+    losses: (optimizer step, mean loss in nats per token since the entry before).
+    fingerprint: of the data, the order and the settings.
+    """
+
+    examples: int
+    dropped: int
+    steps: int
+    tokens: int
+    target_tokens: int
+    seconds: float
+    tokens_per_second: float
+    losses: tuple[tuple[int, float], ...]
+    fingerprint: str
+
+
+def sft(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[SftExample],
+    config: SftConfig,
+    *,
+    directory: Path,
+    seed: int,
+    device: str,
+    max_tokens: int | None = None,
+) -> SftReport:
+    """Train `model` in place and save it with its tokenizer and report to `directory`, complete or not at all.
+
+    The same call after an interruption continues from the last complete checkpoint, which lies beside `directory`,
+    and ends with the weights that an uninterrupted run would have. If `directory` is already trained with the same
+    data and settings, its report is returned and `model` stays untouched.
+
+    max_tokens: examples longer than this (default: the model's context) are dropped and counted, never truncated.
+    Raises UserError if no example is left, a weight is negative, or what is on disk was made with other data or settings.
+    """
+    limit = max_tokens or model.config.max_position_embeddings
+    rows = [_encode(tokenizer, example) for example in examples]
+    kept = [row for row in rows if len(row["input_ids"]) <= limit]
+    if not kept:
+        raise UserError(f"no training example fits into {limit} tokens (of {len(rows)}); check the data or the context")
+    if any(not row["weight"] >= 0 for row in kept):
+        raise UserError("a training example has a negative weight; weights must be 0 or more")
+    order = schedule([len(row["input_ids"]) for row in kept], config.epochs, config.batch_size, seed)
+    data = [kept[i] for i in order]
+    fingerprint = _fingerprint(data, config, seed)
+    finished = directory / REPORT
+    if finished.is_file():
+        return _finished_report(finished, fingerprint)
+    checkpoints = directory.with_name(f"{directory.name}-checkpoints")
+    resume = _last_checkpoint(checkpoints, fingerprint)
+
+    model.to(device=device, dtype=getattr(torch, config.dtype))
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, checkpoints, seed, device),
+        train_dataset=Dataset.from_list(data),
+        data_collator=lambda batch: _collate(batch, tokenizer.eos_token_id),
+        processing_class=tokenizer,
+        optimizer_cls_and_kwargs=(MasterAdamW, {"lr": config.learning_rate, "fused": True})
+        if config.dtype == "bfloat16"
+        else None,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(_Progress())
+    started = time.perf_counter()
+    with _loss_head(model, compiled=config.compile):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    seconds = time.perf_counter() - started
+    done = int(resume.name.split("-")[1]) if resume else 0
+    tokens = sum(len(row["input_ids"]) for row in data)
+    report = SftReport(
+        examples=len(kept),
+        dropped=len(rows) - len(kept),
+        steps=trainer.state.global_step,
+        tokens=tokens,
+        target_tokens=sum(len(row["input_ids"]) - row["prompt"] for row in data),
+        seconds=seconds,
+        tokens_per_second=sum(len(row["input_ids"]) for row in data[done * config.batch_size :]) / seconds,
+        losses=tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
+        fingerprint=fingerprint,
+    )
+    model.eval()
+    if trainer.is_world_process_zero():
+        save_model(model, tokenizer, directory, notes={REPORT: asdict(report)})
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    return report
+
+
+def schedule(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) -> list[int]:
+    """The order in which examples are trained on, all epochs in one list, cut into batches by position.
+
+    Examples of similar length share a batch: every epoch's shuffle is cut into buckets of 50 batches that are sorted by
+    length, then the batches are shuffled so that length does not follow the learning rate. A partial batch comes last.
+    """
+    rng = random.Random(seed)
+    stream: list[int] = []
+    total = max(1, round(epochs * len(lengths)))
+    while len(stream) < total:
+        epoch = list(range(len(lengths)))
+        rng.shuffle(epoch)
+        stream.extend(epoch)
+    del stream[total:]
+    batches: list[list[int]] = []
+    for start in range(0, total, _BUCKET * batch_size):
+        bucket = sorted(stream[start : start + _BUCKET * batch_size], key=lambda i: lengths[i])
+        batches.extend(bucket[at : at + batch_size] for at in range(0, len(bucket), batch_size))
+    partial = batches.pop() if len(batches[-1]) < batch_size else []
+    rng.shuffle(batches)
+    return [i for batch in batches for i in batch] + partial
+
+
+def build_base(
+    init: str,
+    scratch: ScratchConfig,
+    *,
+    texts: Iterable[str],
+    dtype: torch.dtype | str,
+    device: str,
+    seed: int,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """The model and tokenizer that training starts from: new ones for `scratch`, else a folder's or a hub id's.
+
+    texts: what the tokenizer of a new model is trained on. Raises UserError as `new_model` and `load_causal_lm` do.
+    """
+    if init != "scratch":
+        model = load_causal_lm(init, dtype=dtype, device=device, revision=revision)
+        return model, load_tokenizer(init, revision)
+    tokenizer = train_tokenizer(texts, scratch.vocab_size)
+    model = new_model(scratch, tokenizer, seed)
+    return model.to(device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype), tokenizer
+
+
+def drop_layers(model: Any, keep: int) -> Any:
+    """Keep `keep` layers of a decoder, evenly spaced with the first and the last among them; in place.
+
+    Raises UserError if `keep` is not between 2 and the number of layers.
+    """
+    layers = model.base_model.layers
+    if not 2 <= keep <= len(layers):
+        raise UserError(f"cannot keep {keep} of {len(layers)} layers; choose from 2 to {len(layers)}")
+    chosen = [round(i * (len(layers) - 1) / (keep - 1)) for i in range(keep)]
+    model.base_model.layers = torch.nn.ModuleList(layers[i] for i in chosen)
+    for index, layer in enumerate(model.base_model.layers):
+        layer.self_attn.layer_idx = index  # the slot in the key-value cache
+    model.config.num_hidden_layers = keep
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = [model.config.layer_types[i] for i in chosen]
+    return model
+
+
+class _Trainer(SFTTrainer):
+    """SFTTrainer on ready batches, with the weighted loss of the card."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        total: Tensor = model(**inputs)
+        count = (inputs["labels"] != _IGNORE).sum() if num_items_in_batch is None else num_items_in_batch
+        # As in Trainer.compute_loss: the count covers all processes, over which gradients are averaged.
+        scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss: Tensor = total * scale / count
+        return loss
+
+
+class _loss_head:  # noqa: N801  (a context manager used like a function)
+    """While active, `model(input_ids, labels, weights)` returns the weighted sum of the tokens' losses.
+
+    It replaces the forward of the model itself, as SFTTrainer does too, so that distributed wrappers still see one call.
+    """
+
+    def __init__(self, model: Any, *, compiled: bool) -> None:
+        self.model = model
+        self.layers = list(model.base_model.layers) if compiled else []
+
+    def __enter__(self) -> None:
+        def forward(model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+            # Padding is on the right, where causal attention never looks, so no mask is needed.
+            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+            labels = labels[:, 1:]
+            mask = labels != _IGNORE
+            logits = model.get_output_embeddings()(hidden[mask]).float()  # [N, V], N tokens with loss
+            losses = F.cross_entropy(logits, labels[mask], reduction="none")
+            return (losses * weights[:, None].expand_as(labels)[mask]).sum()
+
+        self.model.forward = types.MethodType(forward, self.model)
+        for layer in self.layers:
+            layer.compile(dynamic=True)
+
+    def __exit__(self, *_: object) -> None:
+        del self.model.forward
+        for layer in self.layers:
+            layer._compiled_call_impl = None
+
+
+class _Progress(TrainerCallback):
+    """A progress bar with the loss."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            disable=not state.is_local_process_zero,
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str) -> TrlConfig:
+    return TrlConfig(
+        output_dir=str(checkpoints),
+        num_train_epochs=1,  # the schedule holds all epochs
+        per_device_train_batch_size=config.batch_size,
+        train_sampling_strategy="sequential",
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,  # below 1: a share of all steps
+        weight_decay=config.weight_decay,
+        bf16=False,
+        use_cpu=device == "cpu",
+        gradient_checkpointing=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        shuffle_dataset=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.startswith("cuda"),
+        logging_steps=5,
+        report_to="none",
+        disable_tqdm=False,
+        save_strategy="steps",
+        save_steps=config.checkpoint_steps,
+        save_total_limit=1,
+        seed=seed % 2**32,
+    )
+
+
+def _encode(tokenizer: Any, example: SftExample) -> dict[str, Any]:
+    prompt = encode_prompt(tokenizer, example.question)
+    solution = [i for part in encode_solution(tokenizer, example.steps, example.answer) for i in part]
+    return {
+        "input_ids": prompt + solution,
+        "labels": [_IGNORE] * len(prompt) + solution,
+        "weight": float(example.weight),
+        "prompt": len(prompt),
+    }
+
+
+def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, Tensor]:
+    longest = max(len(row["input_ids"]) for row in batch)
+
+    def padded(key: str, value: int) -> Tensor:
+        return torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in batch])
+
+    weights = torch.tensor([row["weight"] for row in batch])
+    return {"input_ids": padded("input_ids", pad), "labels": padded("labels", _IGNORE), "weights": weights}
+
+
+def _fingerprint(data: Sequence[dict[str, Any]], config: SftConfig, seed: int) -> str:
+    settings = {k: v for k, v in asdict(config).items() if k not in ("checkpoint_steps", "compile")}
+    digest = hashlib.sha256(json.dumps([settings, seed]).encode())
+    for row in data:
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()[:16]
+
+
+def _finished_report(path: Path, fingerprint: str) -> SftReport:
+    fields = json.loads(path.read_text())
+    report = SftReport(**{**fields, "losses": tuple((step, loss) for step, loss in fields["losses"])})
+    if report.fingerprint != fingerprint:
+        raise UserError(f"{path.parent} was trained with other data or settings; delete it or choose another folder")
+    return report
+
+
+def _last_checkpoint(checkpoints: Path, fingerprint: str) -> Path | None:
+    """The last complete checkpoint; incomplete ones (killed while writing) are removed."""
+    mark = checkpoints / "fingerprint"
+    if mark.is_file() and mark.read_text() != fingerprint:
+        raise UserError(f"{checkpoints} belongs to a training with other data or settings; delete it to start again")
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    mark.write_text(fingerprint)
+    complete = []
+    for path in checkpoints.glob("checkpoint-*"):
+        try:
+            # The trainer writes its state last, but not atomically: it counts only if it is whole.
+            complete.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
+        except (OSError, ValueError, KeyError):
+            shutil.rmtree(path)
+    return max(complete)[1] if complete else None
