@@ -15,6 +15,9 @@ Departures from textbook A*:
     Successors are sampled, so an expanded state may have more of them. When the open list is empty and budget is left,
     the state with the smallest f - log(probability that one more sample has a new meaning) is sampled again, which is
     the f its unseen child would have if V did not change; new samples update the shares (see `node`).
+    If half of the budget is gone and no solution has come up, the search dives: after each expansion it goes on from
+    the new child with the smallest f, with a quarter of the candidates, until there is a solution. A budget too small
+    for A* to reach the end thus still gives an answer; a sufficient one never dives.
     Nothing is reopened: equal keys have equal parents, so a state is reached by one path only.
 """
 
@@ -28,22 +31,38 @@ from qstar.config import PolicyConfig, SearchConfig
 from qstar.search.node import Node, Tree
 from qstar.search.requests import Search, expand
 
+_Entry = tuple[float, int, int, Node]
+
 
 def astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
     """Best-first search by f with the configured weights, until the budget is used."""
-    open_list: list[tuple[float, int, int, Node]] = [(0.0, 0, 0, tree.root)]
-    expanded: list[tuple[float, int, int, Node]] = []
-    while tree.spent < config.budget and (open_list or expanded):
-        node = heappop(open_list or expanded)[-1]
+    open_list: list[_Entry] = [_entry(tree.root)]
+    expanded: list[_Entry] = []
+    diving: Node | None = None
+    solved = False
+    while tree.spent < config.budget and (diving or open_list or expanded):
+        node = diving or heappop(open_list or expanded)[-1]
+        diving = None
         if node.terminal:
             tree.take_up(node)
             continue
-        (sampled,) = yield from expand(tree, [(node, config.children)], config, limits)
-        for child in sampled:
-            if child.order is None and (child.terminal or child.expandable):
-                heappush(open_list, (child.f, -child.depth, child.index, child))
+        starved = not solved and 2 * tree.spent >= config.budget
+        n = max(1, config.children // 4) if starved else config.children
+        (sampled,) = yield from expand(tree, [(node, n)], config, limits)
+        new = [child for child in sampled if child.order is None and (child.terminal or child.expandable)]
+        solved = solved or any(child.terminal for child in new)
+        if starved and not solved and new:
+            diving = min(new, key=_entry)
+            new.remove(diving)
+        for child in new:
+            heappush(open_list, _entry(child))
         if node.expandable:
             heappush(expanded, (node.f - math.log(node.unseen()), -node.depth, node.index, node))
+
+
+def _entry(node: Node) -> _Entry:
+    """Sorts by f, then deeper first, then sampled first."""
+    return (node.f, -node.depth, node.index, node)
 
 
 def weighted_astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qstar.search.measure import consistency, optimality_gap, rank_agreement
+from qstar.search.node import Node
 from tests.search.helpers import HAND, correct, exact, order, search
 from tests.toy import ToyMDP
 
@@ -105,3 +106,25 @@ def test_depth_cap() -> None:
     result = search(HAND, "astar", max_depth=2)
     assert max(node.depth for node in result.tree.nodes) == 2
     assert [n.pruned for n in result.tree.nodes if n.depth == 2 and not n.terminal] == ["depth"]
+
+
+def test_a_search_short_of_budget_dives_to_an_answer() -> None:
+    # Nine steps of two tokens and an answer line; with 8 candidates at each state that would cost 160 tokens.
+    right = [f"{letter} x\n" for letter in "abcdefghi"] + ["#### 1\n"]
+    mdp = ToyMDP({})
+    for i, text in enumerate(right):
+        wrong = f"{'abcdefghij'[i]} z\n"
+        mdp.actions[tuple(right[:i])] = [(text, 0.5), (wrong, 0.5)]
+        mdp.actions[(*right[:i], wrong)] = [("#### 2\n", 1.0)]
+    short = search(mdp, "astar", budget=90, children=8, max_depth=12)
+    assert short.terminals
+    sizes = [request_size(node) for node in short.tree.nodes if node.children]
+    assert (sizes[0], min(sizes)) == (8, 2)
+    enough = search(mdp, "astar", budget=500, children=8, max_depth=12)
+    assert any(correct(enough.tree, node) for node in enough.terminals)
+    assert {request_size(node) for node in enough.tree.nodes if node.children} == {8}
+
+
+def request_size(node: Node) -> int:
+    """Candidates sampled at each expansion of a node expanded once."""
+    return node.drawn // node.visits
