@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from qstar.config import ValueConfig
 from qstar.errors import UserError
+from qstar.runs.files import write_whole
 from qstar.value.calibrate import CalibrationReport, Floats, report, sigmoid
 from qstar.value.data import Dataset
-from qstar.value.head import write_whole
 
 RANKING_WEIGHT = 0.3
 """r: weight of the pairwise term. On synthetic traces with hard and easy problems, 0.3 against 0 raised the AUC within

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from torch.nn.functional import layer_norm
 from qstar.config import from_dict
 from qstar.errors import UserError
 from qstar.policy.prompt import encode_prompt
+from qstar.runs.files import write_json, write_whole
 
 BOUNDARY = "newline-or-end"
 """A step ends with its newline token or, for the last one, with the end of the text."""
@@ -138,7 +138,7 @@ class ValueHead(nn.Module):
         fields = {**dataclasses.asdict(self.config), "layers": list(self.layers)}
         described = {"model_type": "qstar_value_head", **fields, "weights": hashlib.sha256(weights).hexdigest()}
         write_whole(folder / WEIGHTS_FILE, weights)
-        write_whole(folder / CONFIG_FILE, (json.dumps(described, indent=2) + "\n").encode())
+        write_json(folder / CONFIG_FILE, described)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> ValueHead:
@@ -188,17 +188,3 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     probe = encode_prompt(tokenizer, "Tom buys 12 pens at $1.50 each, 10% off.\nHow much?")
     content = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, probe])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path`, flush to disk, rename: a reader sees the old content or the new, never a part."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        beside.unlink(missing_ok=True)  # a full disk: do not leave a part behind
-        raise
-    os.replace(beside, path)

@@ -28,12 +28,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from qstar.config import ValueConfig
+from qstar.runs.files import write_json, write_whole
 from qstar.trace import Trace
 from qstar.types import derive_seed
 from qstar.value.calibrate import Floats, cross_fitted, draw_reliability, fit_temperature, report, selection, sigmoid
 from qstar.value.data import BALANCE, Dataset, check_trainable
 from qstar.value.fit import RANKING_WEIGHT, Fitted, Metrics, Objective, fit, headline
-from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint, write_whole
+from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
 from qstar.value.model import ValueModel, check_layers, length_batches, read_hidden
 
 TRAIN_TOKENS = 4096
@@ -301,6 +302,6 @@ class _Work:
             "uncalibrated": before.to_json(),
             "history": fitted.history,
         }
-        write_whole(self.folder / "report.json", (json.dumps(whole, indent=2) + "\n").encode())
+        write_json(self.folder / "report.json", whole)
         shutil.rmtree(self.state, ignore_errors=True)
         return summary

@@ -1,0 +1,53 @@
+"""Files that appear whole or not at all, whatever stops the process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in place of `path`: a reader sees the old content or the new, never a part.
+
+    It lies beside `path`, is flushed to disk and renamed when the block ends, and removed if the block fails.
+    An OSError such as a full disk names `path`.
+    """
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or a power cut could undo the rename after a later file was written
+        finally:
+            os.close(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write bytes to `path`, whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to `path`, whole or not at all."""
+    write_whole(path, text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write indented JSON to `path`, whole or not at all."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
