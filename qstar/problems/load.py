@@ -103,8 +103,8 @@ def parse_row(row: Row, question_column: str, answer_column: str, source: str) -
 
     Raises UserError naming the row, the column and the fix.
     """
-    question = _text(row, question_column)
-    solution = _text(row, answer_column)
+    question = _text(row, question_column, "question")
+    solution = _text(row, answer_column, "answer")
     body, mark, last = solution.rpartition("####")
     answer = canonical_number(last.strip())
     if answer is None:
@@ -117,13 +117,12 @@ def parse_row(row: Row, question_column: str, answer_column: str, source: str) -
     )
 
 
-def _text(row: Row, column: str) -> str:
+def _text(row: Row, column: str, role: str) -> str:
     if column not in row.record:
         names = [name[:40] for name in list(row.record)[:20]]
         near = difflib.get_close_matches(column, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else f"it has {', '.join(map(repr, names)) or 'no columns'}; "
-        field = "question" if "question" in column else "answer"
-        raise UserError(f"{row.where}: no column {column!r}; {hint}Name it with data.{field}_column")
+        raise UserError(f"{row.where}: no column {column!r}; {hint}name it with data.{role}_column")
     value = row.record[column]
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = f"{value:f}" if isinstance(value, float) else str(value)
