@@ -1,13 +1,15 @@
 """The configuration: frozen dataclasses, a strict YAML loader and `--set a.b=c` overrides.
 
-A YAML file names only what differs from the defaults below. Unknown keys, wrong types and values out of range are
-refused with the dotted name of the field and, for a typo, the nearest field that exists.
+A YAML file names only what differs from the defaults below. Unknown keys, keys given twice, wrong types and values out
+of range are refused with the dotted name of the field and, for a typo, the nearest field that exists.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +21,9 @@ import yaml
 from qstar.errors import UserError
 
 T = TypeVar("T")
+
+# PyYAML reports a bad value, such as an impossible date, by whatever its constructor for that type happens to raise.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -261,15 +266,15 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
     data: dict[str, Any] = {}
     if path is not None:
         try:
-            loaded = yaml.safe_load(Path(path).read_text())
+            loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
         except FileNotFoundError:
             raise UserError(
                 f"config file {path} does not exist; `ls configs/` shows the ones that come with qstar"
             ) from None
         except OSError as error:
             raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        except _YAML_ERRORS as error:
+            raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
         if not isinstance(loaded, dict | None):
             raise UserError(f"config file {path} must hold a mapping such as `data: {{source: gsm8k}}`")
         data = loaded or {}
@@ -280,26 +285,44 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
         target = data
         *parents, leaf = name.split(".")
         for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
+            section = target.get(parent, {})
+            if not isinstance(section, dict):
                 raise UserError(f"--set {name}: {parent} is not a section of the config")
+            # A copy, because two sections of a YAML file can be one object (anchor and alias).
+            target[parent] = section = dict(section)
+            target = section
         try:
             target[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {name}: {text!r} is not a YAML value; put quotes around it") from None
+        except _YAML_ERRORS:
+            raise UserError(f"--set {name}: {_shown(text)} is not a YAML value; put quotes around it") from None
     config = from_dict(RunConfig, data)
     check_ranges(config)
     return config
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would silently drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; raises ConstructorError for a repeated key."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """Build a config dataclass from plain data, strictly. Raises UserError naming the dotted field."""
     if not isinstance(data, dict):
-        raise UserError(f"{where or 'the config'} must be a mapping of fields, not {data!r}")
+        raise UserError(f"{where or 'the config'} must be a mapping of fields, not {_shown(data)}")
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in hints:
-            dotted = f"{where}.{key}" if where else str(key)
+            name = _shown(str(key))[1:-1]
+            dotted = f"{where}.{name}" if where else name
             near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
             raise UserError(f"unknown config key {dotted}; {hint}")
@@ -318,22 +341,37 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         # YAML 1.1 reads a bare `off` as false.
         value = "off" if value is False and "off" in args else value
         if value not in args:
-            raise UserError(f"{where} must be one of {', '.join(map(str, args))}, not {value!r}")
+            raise UserError(f"{where} must be one of {', '.join(map(str, args))}, not {_shown(value)}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_convert(args[0], item, where) for item in items)
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-4 (no dot) as text.
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        # Text, because YAML 1.1 reads 1e-4 (no dot) as such.
         try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{where} must be a finite number, not {_shown(value)}")
+        return number
     if type(value) is not hint:
-        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
+        raise UserError(f"{where} must be {hint.__name__}, not {_shown(value)}")
     return value
+
+
+class _Short(reprlib.Repr):
+    """Short text of any value: aliases in YAML can make one as large as they like."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """The number, or its size where Python refuses to write it out."""
+        return super().repr_int(x, level) if x.bit_length() < 256 else f"a number of {x.bit_length()} bits"
+
+
+def _shown(value: Any) -> str:
+    short = _Short()
+    short.maxlevel, short.maxstring = 2, 80
+    return short.repr(value)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -352,6 +390,7 @@ def check_ranges(config: RunConfig) -> None:
     """Raise UserError for a value no run can use."""
     c = config
     rules: list[tuple[str, Any, bool, str]] = [
+        ("seed", c.seed, 0 <= c.seed < 2**63, "from 0 to 2**63 - 1"),
         ("data.dev_percent", c.data.dev_percent, 1 <= c.data.dev_percent <= 50, "from 1 to 50"),
         ("data.generator.train", c.data.generator.train, c.data.generator.train >= 10, "at least 10"),
         ("data.generator.test", c.data.generator.test, c.data.generator.test >= 1, "at least 1"),
@@ -361,14 +400,18 @@ def check_ranges(config: RunConfig) -> None:
             2 <= c.data.generator.min_operations <= c.data.generator.max_operations <= 8,
             "2 <= min <= max <= 8",
         ),
+        (
+            "data.generator.max_distractors",
+            c.data.generator.max_distractors,
+            c.data.generator.max_distractors >= 0,
+            "0 or more",
+        ),
         ("policy.temperature", c.policy.temperature, 0 < c.policy.temperature <= 5, "above 0 and at most 5"),
         ("policy.top_k", c.policy.top_k, c.policy.top_k >= 1, "at least 1"),
         ("policy.max_step_tokens", c.policy.max_step_tokens, c.policy.max_step_tokens >= 2, "at least 2"),
         ("policy.max_steps", c.policy.max_steps, c.policy.max_steps >= 1, "at least 1"),
         ("policy.batch_rows", c.policy.batch_rows, c.policy.batch_rows >= 1, "at least 1"),
         ("policy.cache_megabytes", c.policy.cache_megabytes, c.policy.cache_megabytes >= 0, "0 or more"),
-        ("sft.epochs", c.sft.epochs, c.sft.epochs > 0, "above 0"),
-        ("sft.batch_size", c.sft.batch_size, c.sft.batch_size >= 1, "at least 1"),
         ("rollout.samples", c.rollout.samples, c.rollout.samples >= 1, "at least 1"),
         ("value.epochs", c.value.epochs, c.value.epochs > 0, "above 0"),
         ("search.budget", c.search.budget, c.search.budget >= 1, "at least 1"),
@@ -387,6 +430,15 @@ def check_ranges(config: RunConfig) -> None:
         ),
         ("eval.strategies", c.eval.strategies, bool(c.eval.strategies), "one or more strategies"),
     ]
+    for section, sft in (("sft", c.sft), ("student.sft", c.student.sft)):
+        rules += [
+            (f"{section}.epochs", sft.epochs, sft.epochs > 0, "above 0"),
+            (f"{section}.batch_size", sft.batch_size, sft.batch_size >= 1, "at least 1"),
+            (f"{section}.learning_rate", sft.learning_rate, sft.learning_rate > 0, "above 0"),
+            (f"{section}.warmup", sft.warmup, 0 <= sft.warmup < 1, "0 or more and below 1"),
+            (f"{section}.weight_decay", sft.weight_decay, sft.weight_decay >= 0, "0 or more"),
+            (f"{section}.checkpoint_steps", sft.checkpoint_steps, sft.checkpoint_steps >= 1, "at least 1"),
+        ]
     for name, value, ok, rule in rules:
         if not ok:
-            raise UserError(f"{name} is {value!r}; it must be {rule}")
+            raise UserError(f"{name} is {_shown(value)}; it must be {rule}")
