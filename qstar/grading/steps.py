@@ -1,9 +1,9 @@
 """Equations inside reasoning steps, and the canonical key that says when two steps mean the same.
 
 Every "=" of a line makes one equation of the expression right before it and the number or expression right after it,
-however it is worded: `3*4=12`, `$3 x 4 = $12`, `16 eggs/day * 7 days/week = 112`, `1/2 of 48 is 24`, `\\frac{1}{2} \\times
-48 = 24`, `48/2 = <<48/2=24>>24`. A line `label = 3 + 4 = 7` has one equation; so has `x = 5` none. An equation that
-cannot be computed is reported with the reason in `error`, not dropped.
+however it is worded: `3*4=12`, `$3 x 4 = $12`, `16 eggs/day * 7 days/week = 112`, `1/2 of 48 is 24`, `\\frac{1}{2}
+\\times 48 = 24`, `48/2 = <<48/2=24>>24`. `total = 3 + 4 = 7` holds one equation and `x = 5` none. An equation that cannot
+be computed is reported with the reason in `error`, not dropped.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _line_equations(line: str) -> list[Equation]:
     parser = Parser(tokens)
     found: list[Equation] = []
     begin, carried = 0, -1
-    for sign, stop in zip(signs, [*signs[1:], len(tokens)], strict=True):
+    for place, sign in enumerate(signs):
+        stop = signs[place + 1] if place + 1 < len(signs) else len(tokens)
         left = _left_side(parser, begin, sign)
         right, chained = _right_side(parser, sign, stop, left)
         if left is None:
@@ -277,10 +278,7 @@ def _agrees_in_percent(left: Expression, right: Expression) -> bool:
     sums = all(node.operator in "+-" for node in _nodes(left) if isinstance(node, Operation))
     value = _value(left)
     return (
-        sums
-        and all(node.percent for node in numbers)
-        and isinstance(value, Fraction)
-        and value * 100 == _value(right)
+        sums and all(node.percent for node in numbers) and isinstance(value, Fraction) and value * 100 == _value(right)
     )
 
 
@@ -321,4 +319,6 @@ def _collect(tree: Expression, plus: str, minus: str, inverted: bool, parts: lis
     while isinstance(tree, Operation) and tree.operator in (plus, minus):
         _collect(tree.right, plus, minus, inverted != (tree.operator == minus), parts)
         tree = tree.left
+    if plus == "+" and isinstance(tree, Number) and tree.value < 0:
+        tree, inverted = Number(-tree.value), not inverted
     parts.append((minus if inverted else plus, _key(tree)))
