@@ -283,7 +283,7 @@ def test_a_larger_dev_percent_only_adds_to_dev(tmp_path: Path) -> None:
 
 def test_a_split_without_problems_is_refused(tmp_path: Path) -> None:
     config = write(tmp_path, ROWS[:1])
-    with pytest.raises(UserError, match="none of the 1 problems fell into (train|dev).*data.dev_percent"):
+    with pytest.raises(UserError, match=r"none of the 1 problems fell into (train|dev).*data\.dev_percent"):
         load_train_dev(config)
 
 
@@ -316,7 +316,7 @@ def test_gold_solutions(tmp_path: Path) -> None:
         assert [without_steps(p) for p in whole] == [without_steps(p) for p in train]  # only the steps differ
         assert same_dev == dev
         before = gold
-    with pytest.raises(UserError, match="data.gold_solutions is -1"):
+    with pytest.raises(UserError, match=r"data\.gold_solutions is -1"):
         load_train_dev(DataConfig(source="file", path=str(tmp_path), dev_percent=50, gold_solutions=-1))
 
 
