@@ -124,6 +124,8 @@ class SftConfig:
     weight_decay: float = 0.01
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 trains bf16 weights with float32 master copies."""
+    max_tokens: int | None = None
+    """Leave out examples longer than this, prompt included (null: the model's context); they are counted."""
     compile: bool = False
     """torch.compile the model: pays off on runs of more than some minutes."""
     checkpoint_steps: int = 200

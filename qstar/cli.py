@@ -1,0 +1,250 @@
+"""The command line: verbs over run directories. Model libraries load only inside the verb that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qstar.errors import UserError
+
+STAGE_VERBS = {
+    "sft": "train the policy on gold solutions",
+    "rollout": "sample and grade solutions of the policy",
+    "train-q": "fit the Q-value head to the outcomes of the rollouts",
+    "distill": "train the student on verified traces, and its gold-only baseline",
+}
+
+EXAMPLES = """examples:
+  qstar run configs/quickstart.yaml                       the whole loop, offline, in minutes
+  qstar run configs/gsm8k-smollm2.yaml --set data.path=data/gsm8k
+  qstar run configs/quickstart.yaml --status              what is done, running and left
+  qstar solve "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
+  qstar eval runs/quickstart --strategies greedy,majority,astar --budgets 256,512 --split dev
+  qstar export runs/quickstart --format chat --to exports/chat
+  qstar data check --config configs/quickstart.yaml
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="qstar",
+        description="Step-level reinforcement learning with A* search for grade-school math.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--traceback", action="store_true", help="show the full traceback of an error")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(
+        name: str, text: str, handler: Callable[[argparse.Namespace], None], *examples: str
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog="examples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(handler=handler)
+        return sub
+
+    run = verb(
+        "run",
+        "run every stage that is not done yet",
+        _run,
+        "qstar run configs/quickstart.yaml",
+        "qstar run configs/quickstart.yaml --status",
+    )
+    _config_arguments(run)
+    run.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    run.add_argument("--status", action="store_true", help="say what is done, running and left, and stop")
+    for name, text in STAGE_VERBS.items():
+        _config_arguments(
+            verb(
+                name, f"{text} (and any earlier stage that is missing)", _stage, f"qstar {name} configs/quickstart.yaml"
+            )
+        )
+
+    search = verb(
+        "search",
+        "search problems of a run with one strategy and journal every tree",
+        _search,
+        "qstar search runs/quickstart --strategy astar --split dev --problems 50 --budget 512",
+    )
+    _run_arguments(search)
+    search.add_argument("--strategy", default="astar", metavar="NAME", help="see the list below (default: astar)")
+    search.add_argument("--budget", type=int, help="policy tokens per problem (default: the run's search.budget)")
+    search.add_argument("--split", choices=("train", "dev"), default="dev", help="problems to search (default: dev)")
+    search.add_argument("--problems", type=int, help="only the first N problems")
+    search.add_argument("--explain", action="store_true", help="print why each node was expanded")
+    search.add_argument("--to", type=Path, help="journal file (default: RUN/searches/STRATEGY-SPLIT-BUDGET.jsonl)")
+
+    solve = verb(
+        "solve",
+        "solve a question with search and show the steps with their Q values",
+        _solve,
+        'qstar solve "Tom has 3 bags with 4 apples each. How many apples does Tom have?"',
+        'echo "..." | qstar solve --model runs/gsm8k-smollm2 --budget 2048 --json',
+    )
+    solve.add_argument("question", nargs="?", help="the question; read from standard input if absent")
+    solve.add_argument("--model", type=Path, help="a run directory (default: the newest finished one under runs/)")
+    solve.add_argument("--strategy", metavar="NAME", help="search strategy (default: the run's)")
+    solve.add_argument("--budget", type=int, help="policy tokens to spend (default: the run's search.budget)")
+    solve.add_argument("--seed", type=int, default=0)
+    solve.add_argument("--json", action="store_true", help="print JSON for programs")
+    solve.add_argument("--trace", type=Path, metavar="FILE", help="write the search tree as JSON")
+
+    export = verb(
+        "export",
+        "export verified traces as a training set",
+        _export,
+        "qstar export runs/quickstart --format sft --to exports/sft",
+        "qstar export runs/quickstart --format preference --type parquet --to exports/pairs",
+    )
+    _run_arguments(export)
+    export.add_argument("--format", default="sft", choices=("sft", "chat", "preference", "kto", "stepwise", "values"))
+    export.add_argument(
+        "--type", default="jsonl", choices=("jsonl", "parquet", "dataset"), help="file type (default: jsonl)"
+    )
+    export.add_argument("--to", type=Path, required=True, help="folder to write")
+
+    evaluate = verb(
+        "eval",
+        "compare strategies at equal generated tokens",
+        _eval,
+        "qstar eval runs/quickstart --split dev --strategies greedy,majority,best_of_n,astar --budgets 256,512",
+    )
+    _run_arguments(evaluate)
+    evaluate.add_argument("--strategies", help="comma-separated names (default: the run's eval.strategies)")
+    evaluate.add_argument(
+        "--budgets", help="comma-separated policy tokens per problem (default: the run's eval.budgets)"
+    )
+    evaluate.add_argument(
+        "--split", choices=("dev", "test"), default="dev", help="default: dev; test is for final results only"
+    )
+    evaluate.add_argument("--problems", type=int, help="only the first N problems")
+
+    data = verbs.add_parser("data", help="look at problems").add_subparsers(
+        dest="data_verb", required=True, metavar="VERB"
+    )
+    check = data.add_parser(
+        "check", help="grade every gold answer against itself and its mutations; report overlap with test"
+    )
+    check.set_defaults(handler=_data_check)
+    check.add_argument("--config", type=Path, help="YAML config (default: the generator)")
+    check.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="override one field"
+    )
+    verb("env", "print versions and hardware for a bug report", _env)
+    return top
+
+
+def _config_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config", type=Path, help="YAML config, for instance configs/quickstart.yaml")
+    sub.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="override one field, repeatable"
+    )
+
+
+def _run_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path, help="a run directory, for instance runs/quickstart")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from qstar.config import load_config
+    from qstar.loop import run_stages, show_status
+
+    config = load_config(args.config, args.overrides)
+    if args.status:
+        show_status(config, print)
+    else:
+        run_stages(config, print, until=args.until)
+
+
+def _stage(args: argparse.Namespace) -> None:
+    from qstar.config import load_config
+    from qstar.loop import run_stages
+
+    run_stages(load_config(args.config, args.overrides), print, until=args.verb)
+
+
+def _search(args: argparse.Namespace) -> None:
+    from qstar.commands import search_run
+
+    search_run(args.run, args.strategy, args.budget, args.split, args.problems, explain=args.explain, to=args.to)
+
+
+def _solve(args: argparse.Namespace) -> None:
+    from qstar.commands import solve_question
+
+    question = args.question if args.question is not None else sys.stdin.read()
+    solve_question(question, args.model, args.strategy, args.budget, args.seed, as_json=args.json, trace=args.trace)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from qstar.commands import export_run
+
+    export_run(args.run, args.format, args.type, args.to)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from qstar.commands import evaluate_run
+
+    strategies = tuple(args.strategies.split(",")) if args.strategies else None
+    try:
+        budgets = tuple(int(text) for text in args.budgets.split(",")) if args.budgets else None
+    except ValueError:
+        raise UserError(
+            f"--budgets {args.budgets!r} must be whole numbers separated by commas, such as 256,512"
+        ) from None
+    evaluate_run(args.run, strategies, budgets, args.split, args.problems)
+
+
+def _data_check(args: argparse.Namespace) -> None:
+    from qstar.commands import check_data
+    from qstar.config import load_config
+
+    check_data(load_config(args.config, args.overrides))
+
+
+def _env(args: argparse.Namespace) -> None:
+    from qstar.runs.directory import versions
+
+    print(json.dumps(versions(), indent=2))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (0 done, 1 a user's error, 130 interrupted)."""
+    args = parser().parse_args(argv)
+    try:
+        args.handler(args)
+    except UserError as error:
+        if args.traceback:
+            raise
+        print(f"qstar: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nqstar: interrupted; the same command continues where this one stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (such as `head`) has left; nothing is wrong on our side.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if args.traceback:
+            raise
+        print(
+            f"qstar: {error.filename or 'a file'}: {error.strerror or error}; finished work is kept, fix it and run again",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

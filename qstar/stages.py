@@ -1,0 +1,372 @@
+"""The stages of a run. Each reads what earlier stages wrote and can be killed and started again at any point.
+
+data     problems, split into train and dev
+sft      the policy: supervised fine-tuning on the gold solutions
+rollout  graded samples of the policy on train and dev problems
+train-q  the Q-value head, from the outcomes of the rollouts, calibrated on dev
+search   A* with the known answer as goal test: verified traces for train problems
+export   selection: one trace per equation chain, as prompt and completion
+distill  the student on gold and traces, and its baseline on gold alone, at equal optimizer steps
+eval     every strategy at equal generated tokens, the only stage that reads the test split
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qstar import __version__
+from qstar.config import RunConfig, SftConfig
+from qstar.problems.load import load_test, load_train_dev
+from qstar.problems.problem import Problem
+from qstar.rollout import read_traces, rollout
+from qstar.runs.directory import RunDirectory, Stage, StageSpec
+from qstar.runs.files import write_json
+from qstar.runs.journal import Journal
+from qstar.trace import Trace
+
+if TYPE_CHECKING:
+    from qstar.distill.card import Provenance
+    from qstar.distill.select import Selection
+
+Say = Callable[[str], None]
+
+
+class Run:
+    """A run directory with its problems and, once trained, its models. Models load on first use."""
+
+    def __init__(self, directory: RunDirectory, say: Say) -> None:
+        self.directory = directory
+        self.config: RunConfig = directory.config
+        self.say = say
+
+    @cached_property
+    def problems(self) -> tuple[list[Problem], list[Problem]]:
+        """Train and dev problems."""
+        return load_train_dev(self.config.data)
+
+    @property
+    def train(self) -> list[Problem]:
+        return self.problems[0]
+
+    @property
+    def dev(self) -> list[Problem]:
+        return self.problems[1]
+
+    @cached_property
+    def device(self) -> str:
+        from qstar.policy.hub import resolve_device
+
+        return resolve_device(self.config.policy.device)
+
+    @property
+    def teacher_path(self) -> Path:
+        return self.directory.stage("sft").path / "model"
+
+    @cached_property
+    def revision(self) -> str:
+        """Content revision of the policy."""
+        from qstar.policy.hub import model_revision
+
+        return model_revision(str(self.teacher_path))
+
+    def models(self, *, with_value: bool) -> tuple[Any, Any]:
+        """The policy and, for a separate trunk, the value model (else None: the policy's head gives the values)."""
+        from qstar.solver import load_models
+
+        return load_models(
+            self.teacher_path,
+            self.directory.stage("train-q").path / "q" if with_value else None,
+            self.config.policy,
+            self.device,
+        )
+
+    def traces(self, stage: str, file: str) -> Iterator[Trace]:
+        """All traces that a stage journalled, in order of problem id."""
+        with Journal(self.directory.stage(stage).path / file) as journal:
+            yield from read_traces(journal)
+
+    def provenance(self, selection: Selection) -> Provenance:
+        """How the selected traces were made, for the card of an export."""
+        from qstar.distill.card import Provenance
+        from qstar.policy.hub import model_revision
+
+        config = self.config
+        source, licence = {
+            "generator": ("generated problems", "apache-2.0"),
+            "gsm8k": ("openai/gsm8k", "mit"),
+            "file": (Path(config.data.path or "").name, "other"),
+        }[config.data.source]
+        return Provenance(
+            policy=self.revision,
+            q=model_revision(str(self.directory.stage("train-q").path / "q")),
+            strategy=config.search.strategy,
+            budget=config.traces.budget,
+            seed=config.seed,
+            grader=f"qstar {__version__}",
+            source=source,
+            licence=licence,
+            per_problem=config.traces.per_problem,
+            require_equations=config.traces.require_equations,
+            funnel=selection.funnel,
+        )
+
+    def selection(self) -> Selection:
+        """The traces worth learning from: of the search and, if configured, of the rollouts."""
+        from qstar.distill.select import merge_traces, select_traces, solve_rates
+
+        config = self.config.traces
+        streams = [self.traces("search", "trees.jsonl")]
+        if config.include_rollouts:
+            streams.append(self.traces("rollout", "train.jsonl"))
+        return select_traces(
+            merge_traces(*streams),
+            per_problem=config.per_problem,
+            require_equations=config.require_equations,
+            solve_rate=solve_rates(self.traces("rollout", "train.jsonl")),
+        )
+
+
+def data(run: Run, stage: Stage) -> dict[str, Any]:
+    """Load, split and check the problems."""
+    from qstar.problems.check import check_problems
+
+    report = check_problems(run.train + run.dev, [])
+    if report.bad_count:
+        run.say(f"{report.bad_count} rows look wrong; `qstar data check` lists them")
+    return {
+        "train": len(run.train),
+        "dev": len(run.dev),
+        "with_gold_steps": sum(problem.steps is not None for problem in run.train),
+        "bad_rows": report.bad_count,
+    }
+
+
+def sft(run: Run, stage: Stage) -> dict[str, Any]:
+    """Fine-tune (or train from nothing) the policy on the gold solutions."""
+    from qstar.distill.student import student_examples
+    from qstar.policy.sft import build_base
+
+    config = run.config
+    model, tokenizer = build_base(
+        config.policy.init,
+        config.policy.scratch,
+        texts=_texts(run.train),
+        dtype=config.sft.dtype,
+        device=run.device,
+        seed=config.seed,
+        revision=config.policy.revision,
+    )
+    return _train(run, stage.path / "model", model, tokenizer, student_examples(run.train, []), config.sft)
+
+
+def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
+    """Sample the policy on train problems (labels) and dev problems (calibration)."""
+    config, limits = run.config, run.config.policy
+    policy, _ = run.models(with_value=False)
+    metrics: dict[str, Any] = {}
+    for split, problems, samples in (
+        ("train", run.train[: config.rollout.problems], config.rollout.samples),
+        ("dev", run.dev, config.rollout.dev_samples),
+    ):
+        with stage.journal(f"{split}.jsonl", total=len(problems)) as journal:
+            rollout(
+                problems,
+                policy,
+                limits,
+                journal,
+                samples=samples,
+                max_tokens=config.rollout.max_tokens,
+                seed=config.seed,
+                revision=run.revision,
+                label=f"rollouts on {split}",
+            )
+            journal.sort()
+            rows = list(journal)
+        statuses = [trace["status"] for row in rows for trace in row["traces"]]
+        metrics[f"{split}_traces"] = len(statuses)
+        metrics[f"{split}_correct"] = statuses.count("correct") / len(statuses)
+        metrics[f"{split}_errors"] = statuses.count("error")
+        solved = sum(any(trace["status"] == "correct" for trace in row["traces"]) for row in rows)
+        metrics[f"{split}_solved_once"] = solved / len(rows)
+        metrics[f"{split}_tokens"] = sum(row["tokens"] for row in rows)
+    return metrics
+
+
+def train_q(run: Run, stage: Stage) -> dict[str, Any]:
+    """Fit the Q-value head to the outcomes of the rollouts and calibrate it on dev problems."""
+    from qstar.policy.hub import load_causal_lm, load_tokenizer
+    from qstar.value.train import train_value
+
+    config = run.config
+    model = load_causal_lm(str(run.teacher_path), dtype=config.policy.dtype, device=run.device)
+    report = train_value(
+        model,
+        load_tokenizer(str(run.teacher_path)),
+        list(run.traces("rollout", "train.jsonl")),
+        config.value,
+        dev_traces=list(run.traces("rollout", "dev.jsonl")),
+        seed=config.seed,
+        device=run.device,
+        directory=stage.path / "q",
+        base_revision=run.revision,
+    )
+    return report
+
+
+def search(run: Run, stage: Stage) -> dict[str, Any]:
+    """Search train problems with the known answer as goal test, for verified traces."""
+    from qstar.distill.build import build_traces
+
+    config = run.config
+    policy, value = run.models(with_value=True)
+    budget = dataclasses.replace(config.search, budget=config.traces.budget)
+    problems = run.train[: config.traces.problems]
+    with stage.journal("trees.jsonl", total=len(problems)) as journal:
+        build_traces(
+            problems,
+            policy,
+            value,
+            budget,
+            config.policy,
+            journal,
+            per_problem=config.traces.per_problem,
+            seed=config.seed,
+            revision=run.revision,
+        )
+        journal.sort()
+        rows = list(journal)
+    return {
+        "problems": len(rows),
+        "solved": sum(any(t["status"] == "correct" for t in row["traces"]) for row in rows) / max(1, len(rows)),
+        "tokens": sum(row["ledger"]["policy_tokens"] for row in rows),
+        "errors": sum(row["error"] is not None for row in rows),
+    }
+
+
+def export(run: Run, stage: Stage) -> dict[str, Any]:
+    """Select verified traces, one per equation chain, and write them as prompts and completions."""
+    from qstar.distill.export import export as write_export
+    from qstar.policy.hub import load_tokenizer
+    from qstar.problems.contamination import TestIndex
+
+    selection = run.selection()
+    report = write_export(
+        selection,
+        "sft",
+        "jsonl",
+        stage.path / "sft",
+        provenance=run.provenance(selection),
+        # The questions of the test split, to refuse training rows that repeat one; nothing else of it is read.
+        test_index=TestIndex.from_problems(load_test(run.config.data)),
+        tokenizer=load_tokenizer(str(run.teacher_path)),
+    )
+    return {**dataclasses.asdict(selection.funnel), "rows": report.rows, "refused": sum(report.refused.values())}
+
+
+def distill(run: Run, stage: Stage) -> dict[str, Any]:
+    """Train the student on gold solutions and traces, and its baseline on gold alone, at equal optimizer steps."""
+    from qstar.distill.student import student_examples
+
+    config = run.config.student
+    gold = student_examples(run.train, [])
+    both = student_examples(run.train, list(run.selection()))
+    metrics: dict[str, Any] = {"gold": len(gold), "gold_and_traces": len(both)}
+    for name, examples in (("student", both), ("baseline", gold)):
+        model, tokenizer = _student_base(run)
+        metrics["parameters"] = sum(p.numel() for p in model.parameters())
+        # As many passes over fewer examples as give the same number of optimizer steps.
+        settings = dataclasses.replace(config.sft, epochs=config.sft.epochs * len(both) / len(examples))
+        trained = _train(run, stage.path / name, model, tokenizer, examples, settings)
+        metrics |= {f"{name}_{key}": value for key, value in trained.items()}
+    return metrics
+
+
+def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
+    """Compare the strategies, the student and its baseline on problems that nothing was trained on."""
+    from rich.console import Console
+
+    from qstar.evaluate.compare import compare
+    from qstar.evaluate.table import accuracy_table
+    from qstar.solver import load_models
+
+    config = run.config
+    problems = (run.dev if config.eval.split == "dev" else load_test(config.data))[: config.eval.problems]
+    settings: dict[str, Any] = {
+        "budgets": config.eval.budgets,
+        "directory": stage.path / "searches",
+        "seed": config.seed,
+    }
+    policy, value = run.models(with_value=True)
+    comparison = compare(problems, policy, value, config, strategies=config.eval.strategies, name="policy", **settings)
+    for name in ("baseline", "student"):
+        model, _ = load_models(run.directory.stage("distill").path / name, None, config.policy, run.device)
+        comparison += compare(problems, model, None, config, strategies=("greedy",), name=name, **settings)
+    write_json(stage.path / "comparison.json", comparison.to_json())
+    Console().print(accuracy_table(comparison))
+    return {f"{cell.name}-{cell.strategy}-{cell.budget}": cell.accuracy for cell in comparison.cells}
+
+
+def _texts(problems: Sequence[Problem]) -> list[str]:
+    """What the tokenizer of a new model learns from."""
+    return [text for problem in problems for text in (problem.question, *(problem.steps or ()))]
+
+
+def _student_base(run: Run) -> tuple[Any, Any]:
+    """The untrained student and its tokenizer."""
+    from qstar.policy.hub import load_causal_lm, load_tokenizer
+    from qstar.policy.sft import build_base, drop_layers
+
+    config = run.config.student
+    if config.init == "drop-layers":
+        model = load_causal_lm(str(run.teacher_path), dtype=config.sft.dtype, device=run.device)
+        return drop_layers(model, config.layers or model.config.num_hidden_layers // 2), load_tokenizer(
+            str(run.teacher_path)
+        )
+    return build_base(
+        config.init,
+        config.scratch,
+        texts=_texts(run.train),
+        dtype=config.sft.dtype,
+        device=run.device,
+        seed=run.config.seed,
+    )
+
+
+def _train(
+    run: Run, directory: Path, model: Any, tokenizer: Any, examples: Sequence[Any], config: SftConfig
+) -> dict[str, Any]:
+    """Train into `directory` and return the headline figures."""
+    from qstar.policy.sft import sft
+
+    report = sft(
+        model,
+        tokenizer,
+        examples,
+        config,
+        directory=directory,
+        seed=run.config.seed,
+        device=run.device,
+        max_tokens=config.max_tokens,
+    )
+    return {
+        "loss": report.losses[-1][1] if report.losses else None,
+        "steps": report.steps,
+        "tokens": report.tokens,
+        "dropped": report.dropped,
+    }
+
+
+STAGES = (
+    StageSpec("data", data, ("data",)),
+    StageSpec("sft", sft, ("seed", "policy.init", "policy.revision", "policy.scratch", "sft")),
+    StageSpec("rollout", rollouts, ("policy", "rollout")),
+    StageSpec("train-q", train_q, ("value",)),
+    StageSpec("search", search, ("search", "traces")),
+    StageSpec("export", export, ()),
+    StageSpec("distill", distill, ("student",)),
+    StageSpec("eval", evaluate, ("eval",)),
+)
