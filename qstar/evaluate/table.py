@@ -1,0 +1,237 @@
+"""A comparison as text tables that fit 80 columns, on a terminal or in a file.
+
+Accuracy is shown at every budget; the tables on heuristic, failures, selection and abstention show the largest budget
+of each row, and the JSON of the comparison has the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from qstar.evaluate.compare import RULES, Cell, Comparison, paired
+from qstar.evaluate.stats import CoveragePoint, abstaining, covering, tokens_to_reach
+from qstar.search import STRATEGIES
+
+NONE = "-"
+COVERAGES = (0.75, 0.5, 0.25)
+"""Shares of problems at which the abstention table shows accuracy."""
+
+
+def show(comparison: Comparison, console: Console | None = None, abstain_below: float | None = None) -> None:
+    """Print every table that has something to say; `abstain_below` adds a column to the one on abstention."""
+    console = console or Console()
+    for table in tables(comparison, abstain_below):
+        console.print()
+        console.print(table)
+
+
+def tables(comparison: Comparison, abstain_below: float | None = None) -> Iterator[Table]:
+    """The tables of `show`, in order."""
+    yield accuracy_table(comparison)
+    yield spending_table(comparison)
+    reference = next((cell for cell in comparison.cells if cell.strategy == "astar"), None)
+    if reference is not None and len(_rows(comparison)) > 1:
+        yield mcnemar_table(comparison, reference)
+    if any(cell.consistency.edges or cell.agreement.pairs for cell in comparison.cells):
+        yield heuristic_table(comparison)
+    yield failure_table(comparison)
+    yield selection_table(comparison)
+    yield abstention_table(comparison, abstain_below)
+
+
+def accuracy_table(comparison: Comparison) -> Table:
+    """Accuracy with its interval, a row per model and strategy, a column per budget."""
+    problems = len(comparison.problems)
+    table = _table(
+        f"Accuracy at equal policy tokens (%, 95 % interval, {problems} problems)",
+        [str(budget) for budget in comparison.budgets],
+        caption="!k: k problems ended with an error and count as not solved"
+        if any(cell.errors for cell in comparison.cells)
+        else None,
+    )
+    for label, cells in _rows(comparison).items():
+        table.add_row(label, *(_accuracy(cells.get(budget)) for budget in comparison.budgets))
+    return table
+
+
+def _accuracy(cell: Cell | None) -> Text | str:
+    if cell is None:
+        return NONE
+    low, high = cell.interval
+    text = Text.assemble(_percent(cell.accuracy), (f" {100 * low:.0f}-{100 * high:.0f}", "dim"))
+    return text.append(f"\n!{cell.errors}", "bold red") if cell.errors else text
+
+
+def spending_table(comparison: Comparison) -> Table:
+    """Tokens really spent, the oracle's accuracy, and the tokens that match majority (or else the first row)."""
+    rows = _rows(comparison)
+    label, baseline = next(
+        ((label, cells) for label, cells in rows.items() if cells[max(cells)].strategy == "majority"),
+        next(iter(rows.items())),
+    )
+    most = max(baseline)
+    target = baseline[most].accuracy
+    several = len(comparison.budgets) > 1
+    table = _table(
+        "Mean policy tokens spent / problems with a correct solution in the tree (%)",
+        [*map(str, comparison.budgets), *([f"to {_percent(target)} %"] if several else [])],
+        caption=f"last column: tokens to the accuracy of {label} at {most}, linear between budgets"
+        if several
+        else None,
+    )
+    for label, cells in rows.items():
+        entries = [
+            f"{cells[budget].tokens:.0f}/{_percent(cells[budget].oracle)}" if budget in cells else NONE
+            for budget in comparison.budgets
+        ]
+        if several:
+            reached = tokens_to_reach([(cell.tokens, cell.accuracy) for cell in cells.values()], target)
+            entries.append(NONE if reached is None else f"{reached:.0f}")
+        table.add_row(label, *entries)
+    return table
+
+
+def mcnemar_table(comparison: Comparison, reference: Cell) -> Table:
+    """The reference's model and strategy against every other row, at each budget."""
+    rows = _rows(comparison)
+    label = next(label for label, cells in rows.items() if reference in cells.values())
+    table = _table(
+        f"{label} against each (problems only it solves : only the other solves, p)",
+        [str(budget) for budget in comparison.budgets],
+        caption="exact McNemar, two-sided, not corrected for the number of tests",
+    )
+    for other, cells in rows.items():
+        if other == label:
+            continue
+        entries: list[Text | str] = []
+        for budget in comparison.budgets:
+            a, b = rows[label].get(budget), cells.get(budget)
+            if a is None or b is None:
+                entries.append(NONE)
+                continue
+            test = paired(a, b)
+            entries.append(
+                Text.assemble(f"{test.only_a}:{test.only_b} ", (_p(test.p), "bold" if test.p < 0.05 else "dim"))
+            )
+        table.add_row(other, *entries)
+    return table
+
+
+def heuristic_table(comparison: Comparison) -> Table:
+    """How often h breaks consistency and by how much, and how far f's order agrees with success."""
+    table = _table(
+        _at("Heuristic: violations of h(s) <= c + h(s.a), and order of f against success", comparison),
+        ["edges", "violated %", "mean nats", "largest", "order AUC", "pairs"],
+    )
+    for label, cell in _largest(comparison).items():
+        c, a = cell.consistency, cell.agreement
+        if not (c.edges or a.pairs):
+            continue
+        broken = [_percent(c.rate), f"{c.mean_excess:.2f}", f"{c.largest:.2f}"] if c.edges else [NONE] * 3
+        auc = NONE if a.auc is None else f"{a.auc:.3f}"
+        table.add_row(label, str(c.edges), *broken, auc, str(a.pairs))
+    return table
+
+
+def failure_table(comparison: Comparison) -> Table:
+    """Problems by what decided them."""
+    table = _table(
+        _at("Problems by outcome", comparison),
+        ["solved", "policy", "value", "budget", "error"],
+        caption="policy: no correct solution was proposed; value: one was found but another answer chosen, or it was "
+        "ranked too low; budget: the search ended before following all it had",
+    )
+    for label, cell in _largest(comparison).items():
+        table.add_row(label, *(str(count) for count in cell.failures.values()))
+    return table
+
+
+def selection_table(comparison: Comparison) -> Table:
+    """Accuracy of the same trees under each selection rule."""
+    table = _table(_at("Accuracy by selection rule (%)", comparison), list(RULES))
+    for label, cell in _largest(comparison).items():
+        accuracies = [cell.rules[rule] for rule in RULES]
+        table.add_row(label, *(NONE if accuracy is None else _percent(accuracy) for accuracy in accuracies))
+    return table
+
+
+def abstention_table(comparison: Comparison, below: float | None = None) -> Table:
+    """Accuracy when only the more confident answers are given, with the confidence that this takes."""
+    table = _table(
+        _at("Abstention: % correct of the most confident answers", comparison),
+        ["all", *(f"{100 * share:.0f} %" for share in COVERAGES)] + ([] if below is None else [f"conf>={below:g}"]),
+        caption="all: every answer given (share of problems); 75 %: the most confident for that share of problems, "
+        "equal ones included (lowest confidence answered)",
+    )
+    for label, cell in _largest(comparison).items():
+        entries = [_answered(abstaining(cell.curve, 0.0))]
+        for share in COVERAGES:
+            point = covering(cell.curve, share)
+            entries.append(NONE if point is None else f"{_percent(point.accuracy)} ({_unit(point.threshold)})")
+        if below is not None:
+            entries.append(_answered(abstaining(cell.curve, below)))
+        table.add_row(label, *entries)
+    return table
+
+
+def _answered(point: CoveragePoint | None) -> str:
+    return NONE if point is None else f"{_percent(point.accuracy)} ({100 * point.coverage:.0f}%)"
+
+
+def _table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:
+    """A table whose first column holds labels and wraps; the others hold figures and do not."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+        caption_justify="left",
+        caption_style="dim",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    # Otherwise rich would cut a strategy's name before it wraps a figure.
+    table.add_column("", min_width=max(len(name) for name in STRATEGIES), overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _rows(comparison: Comparison) -> dict[str, dict[int, Cell]]:
+    """Cells by row label and budget. A label leaves out what is the same in every row."""
+    names = {cell.name for cell in comparison.cells}
+    strategies = {cell.strategy for cell in comparison.cells}
+    rows: dict[str, dict[int, Cell]] = {}
+    for cell in comparison.cells:
+        parts = [cell.name] * (len(names) > 1) + [cell.strategy] * (len(strategies) > 1 or len(names) == 1)
+        rows.setdefault(" ".join(parts), {})[cell.budget] = cell
+    return rows
+
+
+def _largest(comparison: Comparison) -> dict[str, Cell]:
+    """The cell with the largest budget of each row."""
+    return {label: cells[max(cells)] for label, cells in _rows(comparison).items()}
+
+
+def _at(title: str, comparison: Comparison) -> str:
+    return f"{title}, at {max(comparison.budgets)} tokens"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _p(p: float) -> str:
+    return "<.001" if p < 0.001 else "1.00" if p > 0.9995 else f"{p:.3f}".removeprefix("0")
+
+
+def _unit(share: float) -> str:
+    """A share to two decimals, as .25 or 1."""
+    return "1" if share > 0.995 else f"{share:.2f}".removeprefix("0")
