@@ -1,0 +1,96 @@
+"""The loop: every stage of a run in order, each once, from wherever an earlier call was stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from qstar.config import RunConfig
+from qstar.errors import UserError
+from qstar.runs.directory import RunDirectory, Stage, StageSpec, identity
+from qstar.stages import STAGES, Run
+
+
+def run_stages(
+    config: RunConfig,
+    say: Callable[[str], None],
+    until: str | None = None,
+    stages: Sequence[StageSpec] = STAGES,
+) -> None:
+    """Run the stages that are not done, up to and including `until` (None: all).
+
+    Raises UserError for an unknown `until`, if another process works on the run, or if what is there was made with
+    another configuration.
+    """
+    names = [spec.name for spec in stages]
+    if until is not None and until not in names:
+        raise UserError(f"there is no stage {until}; the stages are {', '.join(names)}")
+    directory = RunDirectory(config)
+    with directory.lock():
+        directory.open(stages)
+        inputs = directory.inputs(stages)
+        run = Run(directory, say)
+        for spec in stages:
+            stage = directory.stage(spec.name)
+            if stage.done:
+                say(f"{spec.name}: already done ({headline(stage.metrics)})")
+            else:
+                say(f"{spec.name}: {'continues' if stage.begun else 'starts'}")
+                start = time.perf_counter()
+                stage.begin(inputs[spec.name])
+                metrics = spec.run(run, stage)
+                stage.finish(metrics, identity(inputs[spec.name]), time.perf_counter() - start)
+                say(f"{spec.name}: done in {duration(stage.manifest['seconds'])} ({headline(metrics)})")
+            if spec.name == until:
+                return
+
+
+def show_status(config: RunConfig, say: Callable[[str], None], stages: Sequence[StageSpec] = STAGES) -> None:
+    """Say per stage whether it is done, running, stopped or left, with its figures. Changes nothing on disk."""
+    directory = RunDirectory(config)
+    holder = directory.holder()
+    say(f"{directory.path}: {f'process {holder} is working on it' if holder else 'no process is working on it'}")
+    width = max(len(spec.name) for spec in stages)
+    current = next((spec.name for spec in stages if not directory.stage(spec.name).done), None)
+    for spec in stages:
+        stage = directory.stage(spec.name)
+        state, text = "left", ""
+        if stage.done:
+            state, text = "done", f"{duration(stage.manifest['seconds'])}, {headline(stage.metrics)}"
+        elif stage.begun:
+            state = "running" if holder and spec.name == current else "stopped"
+            text = _progress(stage, running=state == "running")
+        say(f"  {spec.name:<{width}}  {state:<7}  {text}".rstrip())
+    try:
+        directory.check(stages)
+    except UserError as error:
+        say(f"this configuration cannot continue the run: {error}")
+
+
+def _progress(stage: Stage, *, running: bool) -> str:
+    progress = stage.progress()
+    if progress is None:
+        return ""
+    parts = [f"{done}/{total} {file}" for file, done, total in progress.rows]
+    if running:
+        parts.insert(0, f"{duration(progress.seconds)} so far")
+        if progress.remaining is not None:
+            parts.append(f"about {duration(progress.remaining)} left for these")
+    return ", ".join(parts)
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """The first three figures of a stage."""
+    figures = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)]
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in figures[:3]
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 8.3 s, 4 min 10 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
