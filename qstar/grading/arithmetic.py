@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from qstar.grading.expression import Expression, Number, Operation, Parser, Unknown, tokenize
+from qstar.grading.answer import fraction_text
+from qstar.grading.expression import Expression, Number, Operation, Parser, Unknown, nodes
+from qstar.grading.tokens import tokenize
 
 MAX_LENGTH = 256
 """Longest expression, in characters."""
@@ -104,24 +106,109 @@ def trailing_expression(line: str) -> str | None:
 def last_expression(parser: Parser, start: int, stop: int) -> tuple[Expression, int, int] | None:
     """The expression that ends, but for its unit, at token `stop`: its tree and token range.
 
-    None if there is none from `start` on, or if an operator before it lacks its left operand.
+    None if there is none from `start` on, or if the text before it belongs to it but is no number ("cost * 3").
     """
     index = start
     while index < stop:
-        token = parser.tokens[index]
-        parsed = parser.expression(index) if token.kind in ("number", "open", "frac", "operator") else None
-        # A minus is a sign only if it touches its number: "- 3 + 4" is an item of a list.
-        if token.kind == "operator" and (
-            token.text != "-" or index + 1 >= stop or parser.tokens[index + 1].start > token.end
-        ):
-            parsed = None
+        parsed = parser.expression(index) if _may_start(parser, index) else None
         if parsed is None:
             index += 1
             continue
         tree, end = parsed
         if parser.after_unit(end) == stop:
-            before = parser.tokens[index - 1] if index > start else None
-            dangling = before is not None and before.kind == "operator" and not (before.text == "-" and index == 1)
-            return None if dangling else (tree, index, end)
+            return None if _continues_words(parser, start, index) else (tree, index, end)
         index = max(end, index + 1)
     return None
+
+
+def _may_start(parser: Parser, index: int) -> bool:
+    # A minus is a sign only if it touches its number and nothing else: "- 3 + 4" is an item of a list.
+    if parser.operator(index):
+        return parser.operator(index) == "-" and parser.touches(index + 1) and not parser.touches(index)
+    return parser.kind(index) in ("number", "open", "frac")
+
+
+def _continues_words(parser: Parser, start: int, index: int) -> bool:
+    """Whether an operator before the expression at `index` takes a word, or an open bracket, as its other operand."""
+    before = index - 1
+    if before >= start and parser.kind(before) == "other" and parser.tokens[before].text == "(":
+        before -= 1
+    return before >= start and parser.operator(before) != "" and not (before == 0 and parser.operator(0) in "-*+")
+
+
+def agrees(value: Fraction, right: Expression, approximate: bool = False) -> bool:
+    """Whether `right` states `value`: exactly, or as one number rounded or cut off at the decimals it shows.
+
+    A whole number of three or more digits may be a rounded fraction that has no end (1000 / 3 = 333); with
+    `approximate`, any whole number may.
+    """
+    try:
+        stated = evaluate(right)
+    except ArithmeticError:
+        return False
+    if stated == value:
+        return True
+    if not isinstance(right, Number):
+        return False
+    unit = Fraction(1, 10**right.decimals * (100 if right.percent else 1))
+    difference = abs(value - stated)
+    if right.decimals:
+        return difference * 2 <= unit or (difference < unit and abs(stated) < abs(value))
+    endless = abs(stated) >= 100 and not _ends(value)
+    return (approximate or endless) and difference * 2 <= unit
+
+
+def agrees_in_percent(left: Expression, right: Expression) -> bool:
+    """Whether the sides agree if "%" is read as a unit: 20 / 50 * 100 = 40%, 100% - 20% = 80, 9 / 27 * 100% = 33.3."""
+    try:
+        value = evaluate(left)
+    except ArithmeticError:
+        return False
+    if not isinstance(right, Number):
+        return False
+    if right.percent:
+        return agrees(value, Number(right.value * 100, right.decimals))
+    numbers = [node for node in nodes(left) if isinstance(node, Number)]
+    sums = all(node.operator in "+-" for node in nodes(left) if isinstance(node, Operation))
+    if sums and all(node.percent for node in numbers):
+        return agrees(value * 100, right)
+    scaled = isinstance(left, Operation) and left.operator == "*" and left.right == Number(Fraction(1), 0, True)
+    return scaled and agrees(value * 100, right)
+
+
+def _ends(value: Fraction) -> bool:
+    """Whether the decimal form of a value ends."""
+    denominator = value.denominator
+    for prime in (2, 5):
+        while denominator % prime == 0:
+            denominator //= prime
+    return denominator == 1
+
+
+def canonical_expression(tree: Expression) -> str:
+    """Text that is equal for expressions that differ only in number format or order of operands.
+
+    Sums and products are flattened and sorted; a factor 1 before a division is dropped, so 1/2 * 48 is 48 / 2.
+    """
+    if isinstance(tree, Number):
+        return fraction_text(tree.value)
+    if isinstance(tree, Unknown):
+        return tree.name
+    if tree.operator == "^":
+        return f"({canonical_expression(tree.left)}^{canonical_expression(tree.right)})"
+    plus, minus = ("+", "-") if tree.operator in "+-" else ("*", "/")
+    parts: list[tuple[str, str]] = []
+    _collect(tree, plus, minus, False, parts)
+    if any(sign == "/" for sign, _ in parts):
+        parts = [part for part in parts if part != ("*", "1")] or [("*", "1")]
+    return "(" + "".join(sign + text for sign, text in sorted(parts)) + ")"
+
+
+def _collect(tree: Expression, plus: str, minus: str, inverted: bool, parts: list[tuple[str, str]]) -> None:
+    """The signed terms of a sum, or factors of a product, whose operators are `plus` and `minus`."""
+    while isinstance(tree, Operation) and tree.operator in (plus, minus):
+        _collect(tree.right, plus, minus, inverted != (tree.operator == minus), parts)
+        tree = tree.left
+    if plus == "+" and isinstance(tree, Number) and tree.value < 0:
+        tree, inverted = Number(-tree.value), not inverted
+    parts.append((minus if inverted else plus, canonical_expression(tree)))

@@ -1,42 +1,29 @@
-"""Arithmetic expressions as people and models write them: tokens, and a parser that builds a tree.
+"""Trees of arithmetic, and the parser that finds them between words.
 
     expression  product (("+" | "-") product)*
-    product     unary (("*" | "/" | "of") unary)*          "(" right after an operand multiplies
+    product     unary (("*" | "/") unary)*       "(" right behind an operand multiplies; 28 / 1/5 divides by 1/5
     unary       ("-" | "+")* operand ("^" unary)?
     operand     number | "(" expression ")" | "\\frac{" expression "}{" expression "}"
 
-Words after an operand are its unit and carry no meaning ("16 eggs/day * 7 days"). Currency signs and markup are
-skipped. The parser never fails on text: it reads as long an expression as it can and says where it stopped.
+Words behind an operand are its unit and carry no meaning ("16 eggs/day * 7 days"). The parser never fails on text: it
+reads as long an expression as it can and says where it stopped.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
 
-MAX_DIGITS = 32
-"""Most digits of a number; longer ones are not read."""
+from qstar.grading.tokens import Token
 
 MAX_DEPTH = 24
 """Deepest nesting of an expression."""
 
-MAX_UNIT_WORDS = 5
-"""Words that may stand between an operand and the next operator."""
+MAX_UNIT_WORDS = 12
+"""Most words that may stand between an operand and the next operator."""
 
-Kind = Literal["number", "operator", "open", "close", "frac", "word", "equals", "is", "other"]
-
-
-class Token(NamedTuple):
-    """A piece of text. text: for operators one of + - * / ^, for brackets one of ( and ); value: of a number."""
-
-    kind: Kind
-    text: str
-    start: int
-    end: int
-    value: Fraction | None = None
+_VERBS = frozenset({"is", "are", "was", "were", "equals", "because", "so", "then", "if", "but", "that"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,148 +53,44 @@ class Operation:
 
 Expression = Number | Unknown | Operation
 
-_TOKEN = re.compile(
-    r"""
-    (?P<number>(?:[0-9]{1,9}[ ]+[0-9]{1,9}/[0-9]{1,9}(?![0-9.,/]*[0-9/])
-        |(?:[0-9]{1,3}(?:,[0-9]{3}){1,10}(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)
-        (?P<percent>[ ]?(?:\\?%|percent(?![a-z])))?)
-    |(?P<skip>\s+|\\(?:left|right|[,;:!\ ()\[\]$])|[$\u20ac\u00a3`]|\\(?:text|mathrm|mathbf)(?![a-z]))
-    |(?P<frac>\\[dt]?frac(?![a-z]))
-    |(?P<times>\\times(?![a-z])|\\cdot(?![a-z])|[\u00d7\u22c5\u00b7\u2217])
-    |(?P<over>\\div(?![a-z])|\u00f7|divided\ by(?![a-z]))
-    |(?P<power>\*\*(?=[0-9(])|\^)
-    |(?P<bold>\*\*)
-    |(?P<equals>=|\u2248|\\approx(?![a-z]))
-    |(?P<word>(?:[-/][ ]?(?=[^\W\d_]{2}))?[^\W\d_]+(?:['\u2019-][^\W\d_]+)*)
-    |(?P<plus>\+)|(?P<minus>[-\u2212\u2013])|(?P<star>\*)|(?P<slash>/)
-    |(?P<open>[(\[{])|(?P<close>[)\]}])
-    |(?P<other>.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
-_OPERATORS = {"times": "*", "star": "*", "over": "/", "slash": "/", "power": "^", "plus": "+", "minus": "-"}
-_WORD_OPERATORS = {"x": "*", "times": "*", "plus": "+", "minus": "-", "of": "*"}
-_ARTICLES = frozenset({"the", "these", "those"})
-_IS = frozenset({"is", "are", "equals", "was", "were"})
-_CONJUNCTIONS = frozenset({"and", "then", "so", "or", "is", "are", "was", "were", "because", "but", "if", "that"})
-
-
-def tokenize(text: str) -> list[Token]:
-    """The tokens of one line, with "x" and "of" between numbers as multiplication and lone brackets as "other"."""
-    tokens: list[Token] = []
-    for match in _TOKEN.finditer(text):
-        kind = match.lastgroup or "other"
-        start, end = match.span()
-        if kind in ("skip", "bold"):
-            continue
-        if kind in ("number", "percent"):
-            value = _value(match["number"], bool(match["percent"]))
-            tokens.append(Token("other" if value is None else "number", match["number"], start, end, value))
-        elif operator := _OPERATORS.get(kind):
-            tokens.append(Token("operator", operator, start, end))
-        elif kind == "open":
-            tokens.append(Token("open", "(", start, end))
-        elif kind == "close":
-            tokens.append(Token("close", ")", start, end))
-        else:
-            tokens.append(Token(kind, match[0], start, end))  # type: ignore[arg-type]
-    tokens = _with_word_operators(tokens)
-    for index in _unmatched(tokens):
-        tokens[index] = tokens[index]._replace(kind="other")
-    return tokens
-
-
-def _value(text: str, percent: bool) -> Fraction | None:
-    text = text.rstrip(" \\%percnt").replace(",", "")
-    whole, space, ratio = text.partition(" ")
-    if sum(map(str.isdigit, text)) > MAX_DIGITS:
-        return None
-    if space:
-        top, _, bottom = ratio.strip().partition("/")
-        if not int(bottom):
-            return None
-        value = int(whole) + Fraction(int(top), int(bottom))
-    else:
-        value = Fraction(text)
-    return value / 100 if percent else value
-
-
-def _with_word_operators(tokens: list[Token]) -> list[Token]:
-    """Replace words that stand for an operator or for "=" where numbers on both sides say so."""
-    result: list[Token] = []
-    for index, token in enumerate(tokens):
-        word = token.text.lower() if token.kind == "word" else ""
-        after = tokens[index + 1] if index + 1 < len(tokens) else None
-        if word in _ARTICLES and result and result[-1].text == "of*":
-            continue
-        if word in _WORD_OPERATORS and result and after:
-            if word == "of":
-                if after.kind == "word" and after.text.lower() in _ARTICLES and index + 2 < len(tokens):
-                    after = tokens[index + 2]
-                fits = _is_share(result)
-            else:
-                fits = result[-1].kind in ("number", "close", "word")
-            if fits and after.kind in ("number", "open", "frac"):
-                token = token._replace(kind="operator", text="of*" if word == "of" else _WORD_OPERATORS[word])
-        elif word in _IS and after and after.kind == "number":
-            token = token._replace(kind="is")
-        result.append(token)
-    return [token._replace(text="*") if token.text == "of*" else token for token in result]
-
-
-def _is_share(tokens: list[Token]) -> bool:
-    """Whether the text before "of" is a share such as 20%, 0.2 or 1/5, so that "of" multiplies."""
-    last = tokens[-1]
-    if last.kind == "close":
-        return True
-    if last.kind != "number" or last.value is None:
-        return False
-    ratio = len(tokens) > 2 and tokens[-2].text == "/" and tokens[-3].kind == "number"
-    return ratio or last.value.denominator > 1
-
-
-def _unmatched(tokens: Sequence[Token]) -> list[int]:
-    stack: list[int] = []
-    lone: list[int] = []
-    for index, token in enumerate(tokens):
-        if token.kind == "open":
-            stack.append(index)
-        elif token.kind == "close":
-            if stack:
-                stack.pop()
-            else:
-                lone.append(index)
-    return lone + stack
-
 
 class Parser:
-    """Reads expressions out of a list of tokens. unknowns: single letters stand for numbers instead of units."""
+    """Reads expressions out of the tokens of a line. unknowns: single letters stand for numbers instead of units."""
 
     def __init__(self, tokens: Sequence[Token], unknowns: bool = False) -> None:
         self.tokens = tokens
         self.unknowns = unknowns
 
     def kind(self, index: int) -> str:
-        """The kind of the token at `index`, "" outside the list."""
+        """The kind of the token at `index`, "" outside the line."""
         return self.tokens[index].kind if 0 <= index < len(self.tokens) else ""
 
+    def operator(self, index: int) -> str:
+        """The operator at `index`, "" if there is none."""
+        return self.tokens[index].text if self.kind(index) == "operator" else ""
+
+    def touches(self, index: int) -> bool:
+        """Whether no space stands between the tokens at `index` - 1 and `index`."""
+        return 0 < index < len(self.tokens) and self.tokens[index - 1].end == self.tokens[index].start
+
     def expression(self, index: int, depth: int = 0) -> tuple[Expression, int] | None:
-        """The longest expression that starts at `index` and the index after it (units behind it not included)."""
+        """The longest expression that starts at `index` and the index behind it (its last unit not included)."""
         return self._chain(index, depth, "+-")
 
     def after_unit(self, index: int) -> int:
-        """The index after the words, rates and worded brackets that follow an operand."""
+        """The index behind the words, rates and worded brackets that follow an operand."""
         words = 0
         while words < MAX_UNIT_WORDS:
             kind = self.kind(index)
-            if kind == "word" and self.tokens[index].text.lower() not in _CONJUNCTIONS and not self._letter(index):
+            if kind == "word":
+                if self._is_unknown(index) or self.tokens[index].text.lower() in _VERBS:
+                    break
                 index += 1
-            elif kind == "operator" and self.tokens[index].text == "/" and self.kind(index + 1) == "word":
-                if self._letter(index + 1):
+            elif kind == "operator" and self.operator(index) == "/" and self.kind(index + 1) == "word":
+                if self._is_unknown(index + 1):
                     break
                 index += 2
-            elif kind == "open" and self.kind(index + 1) == "word" and (end := self._worded(index)):
+            elif kind == "open" and (end := self._worded_bracket(index)):
                 index = end
             else:
                 break
@@ -215,51 +98,56 @@ class Parser:
         return index
 
     def _chain(self, index: int, depth: int, operators: str) -> tuple[Expression, int] | None:
-        inner = self._product if operators == "+-" else self._unary
-        first = inner(index, depth)
+        first = self._chain(index, depth, "*/") if operators == "+-" else self._unary(index, depth)
         if first is None:
             return None
         tree, end = first
         while True:
             index = self.after_unit(end)
-            operator = self._operator(index, end, operators)
-            if operator is None:
+            operator = self.operator(index)
+            if operator and operator in operators:
+                index += 1
+            elif operators == "*/" and index == end and self._multiplies(index):
+                operator = "*"
+            else:
                 return tree, end
-            following = inner(index if operator == "" else index + 1, depth)
+            if operators == "+-":
+                following = self._chain(index, depth, "*/")
+            else:
+                following = (self._ratio(index) if operator == "/" else None) or self._unary(index, depth)
             if following is None:
                 return tree, end
-            tree, end = Operation(operator or "*", tree, following[0]), following[1]
+            tree, end = Operation(operator, tree, following[0]), following[1]
 
-    def _operator(self, index: int, end: int, operators: str) -> str | None:
-        """The operator at `index`, "" for a multiplication without sign, None if there is none of these."""
-        kind = self.kind(index)
-        if kind == "operator" and self.tokens[index].text in operators:
-            return self.tokens[index].text
-        if operators == "*/" and index == end:
-            glued = self.kind(index) and self.tokens[index].start == self.tokens[index - 1].end
-            if glued and (kind in ("open", "frac") or self._letter(index)):
-                return ""
-        return None
+    def _multiplies(self, index: int) -> bool:
+        """Whether the token at `index` multiplies the operand it touches: 2(3 + 4), 2x."""
+        return self.touches(index) and (self.kind(index) in ("open", "frac") or self._is_unknown(index))
 
-    def _product(self, index: int, depth: int) -> tuple[Expression, int] | None:
-        return self._chain(index, depth, "*/")
+    def _ratio(self, index: int) -> tuple[Expression, int] | None:
+        """A ratio written without spaces behind a division sign with spaces, as in 28 / 1/5."""
+        spaced = not (self.touches(index) and self.touches(index - 1))
+        tight = self.touches(index + 1) and self.touches(index + 2)
+        if not (spaced and tight and self.kind(index) == self.kind(index + 2) == "number"):
+            return None
+        if self.operator(index + 1) != "/":
+            return None
+        return Operation("/", number(self.tokens[index]), number(self.tokens[index + 2])), index + 3
 
     def _unary(self, index: int, depth: int) -> tuple[Expression, int] | None:
         if depth > MAX_DEPTH:
             return None
-        if self.kind(index) == "operator" and self.tokens[index].text in "+-":
+        sign = self.operator(index)
+        if sign in ("+", "-"):
             inner = self._unary(index + 1, depth + 1)
-            if inner is None or self.tokens[index].text == "+":
+            if inner is None or sign == "+":
                 return inner
             tree, end = inner
             if isinstance(tree, Number):
                 return Number(-tree.value, tree.decimals, tree.percent), end
             return Operation("-", Number(Fraction(0)), tree), end
         base = self._operand(index, depth)
-        if base and self.kind(base[1]) == "operator" and self.tokens[base[1]].text == "^":
-            power = self._unary(base[1] + 1, depth + 1)
-            if power:
-                return Operation("^", base[0], power[0]), power[1]
+        if base and self.operator(base[1]) == "^" and (power := self._unary(base[1] + 1, depth + 1)):
+            return Operation("^", base[0], power[0]), power[1]
         return base
 
     def _operand(self, index: int, depth: int) -> tuple[Expression, int] | None:
@@ -272,7 +160,7 @@ class Parser:
             top = self._bracket(index + 1, depth + 1)
             bottom = self._bracket(top[1], depth + 1) if top else None
             return (Operation("/", top[0], bottom[0]), bottom[1]) if top and bottom else None
-        if self._letter(index):
+        if self._is_unknown(index):
             return Unknown(self.tokens[index].text), index + 1
         return None
 
@@ -285,19 +173,29 @@ class Parser:
         end = self.after_unit(inner[1])
         return (inner[0], end + 1) if self.kind(end) == "close" else None
 
-    def _letter(self, index: int) -> bool:
+    def _is_unknown(self, index: int) -> bool:
         return self.unknowns and self.kind(index) == "word" and len(self.tokens[index].text) == 1
 
-    def _worded(self, index: int) -> int:
-        """The index after a bracket that holds words only, 0 if it holds anything else."""
+    def _worded_bracket(self, index: int) -> int:
+        """The index behind a bracket that holds words only, 0 if it holds anything else."""
         end = index + 1
         while self.kind(end) == "word" and end - index <= MAX_UNIT_WORDS:
             end += 1
-        return end + 1 if self.kind(end) == "close" else 0
+        return end + 1 if self.kind(end) == "close" and end > index + 1 else 0
 
 
 def number(token: Token) -> Number:
     """The number of a number token."""
-    text = token.text.rstrip(" \\%percnt")
-    decimals = len(text.partition(".")[2])
-    return Number(token.value or Fraction(0), decimals, text != token.text.rstrip())
+    return Number(token.value, token.decimals, token.percent)
+
+
+def nodes(tree: Expression) -> list[Expression]:
+    """All nodes of a tree, each operation before its left and then its right side."""
+    found: list[Expression] = []
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        found.append(node)
+        if isinstance(node, Operation):
+            stack += [node.right, node.left]
+    return found

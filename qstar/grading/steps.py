@@ -1,22 +1,22 @@
 """Equations inside reasoning steps, and the canonical key that says when two steps mean the same.
 
 Every "=" of a line makes one equation of the expression right before it and the number or expression right after it,
-however it is worded: `3*4=12`, `$3 x 4 = $12`, `16 eggs/day * 7 days/week = 112`, `1/2 of 48 is 24`, `\\frac{1}{2}
-\\times 48 = 24`, `48/2 = <<48/2=24>>24`. `total = 3 + 4 = 7` holds one equation and `x = 5` none. An equation that cannot
-be computed is reported with the reason in `error`, not dropped.
+however it is worded: `3*4=12`, `$3 x 4 = $12`, `16 eggs/day * 7 days/week = 112`, `1/2 of 48 is 24`,
+`\\frac{1}{2} \\times 48 = 24`, `48/2 = <<48/2=24>>24`. `total = 3 + 4 = 7` holds one equation and `x = 5` none. An
+equation that cannot be computed is reported with the reason in `error`, not dropped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from qstar.grading.answer import extract_answer, fraction_text, is_answer_step
-from qstar.grading.arithmetic import evaluate, last_expression
-from qstar.grading.expression import Expression, Number, Operation, Parser, Token, Unknown, number, tokenize
+from qstar.grading.arithmetic import agrees, agrees_in_percent, canonical_expression, evaluate, last_expression
+from qstar.grading.expression import Expression, Number, Operation, Parser, nodes, number
+from qstar.grading.tokens import tokenize
 
 MAX_LINE = 1000
 """Longest part of a line that is read, in characters."""
@@ -66,8 +66,8 @@ class _Side(NamedTuple):
 
 
 _ANNOTATION = re.compile(r"<<([^<>\n]*)>>")
-_COMPARISON = frozenset({"times", "more", "less", "fewer", "of", "out", "percent", "greater", "older", "younger"})
-_UNKNOWNS = frozenset("abnpqrtuvwxyzABNPQRTUVWXYZ")
+_SIGN = re.compile(r"[=\u2248]|\\approx|\b(?:is|are|was|were|equals) [$\u20ac\u00a3]?[-.0-9]", re.IGNORECASE)
+_COMPARISON = frozenset({"times", "more", "less", "fewer", "of", "out", "greater", "older", "younger"})
 _SPACE = re.compile(r"\s+")
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 
@@ -75,24 +75,20 @@ _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 def equations(text: str) -> list[Equation]:
     """The equations of a text in order; those in `<<...>>` only if the text around does not state them too."""
     found: list[Equation] = []
-    cut = text[:MAX_TEXT]
-    for line in cut.split("\n"):
-        if not any(sign in line for sign in _SIGNS):
+    for line in text[:MAX_TEXT].split("\n"):
+        if not _SIGN.search(line):
             continue
         annotations = _ANNOTATION.findall(line) if "<<" in line else []
-        plain = _line_equations((_ANNOTATION.sub("", line) if annotations else line)[:MAX_LINE])
+        plain = _Line((_ANNOTATION.sub("", line) if annotations else line)[:MAX_LINE]).equations()
         found += plain
         keys = {equation.key for equation in plain}
         for annotation in annotations:
-            found += [equation for equation in _line_equations(annotation[:MAX_LINE]) if equation.key not in keys]
+            found += [e for e in _Line(annotation[:MAX_LINE]).equations() if e.key not in keys]
         if len(line) > MAX_LINE:
             found.append(_beyond_cap(line))
     if len(text) > MAX_TEXT:
         found.append(_beyond_cap(text))
     return found
-
-
-_SIGNS = ("=", " is ", " are ", " equals ", " was ", " were ", "\u2248", "\\approx")
 
 
 def step_key(step_text: str) -> str:
@@ -122,123 +118,122 @@ def _beyond_cap(text: str) -> Equation:
     return Equation(text[:40], "", "", None, None, "limit", (), _normal(text))
 
 
-def _line_equations(line: str) -> list[Equation]:
-    tokens = tokenize(line)
-    signs = [index for index, token in enumerate(tokens) if token.kind in ("equals", "is")]
-    parser = Parser(tokens)
-    found: list[Equation] = []
-    begin, carried = 0, -1
-    for place, sign in enumerate(signs):
-        stop = signs[place + 1] if place + 1 < len(signs) else len(tokens)
-        left = _left_side(parser, begin, sign)
-        right, chained = _right_side(parser, sign, stop, left)
-        if left is None:
-            if tokens[sign].kind == "equals" and any(token.kind == "operator" for token in tokens[begin:sign]):
-                found.append(_uncomputed(line, parser, begin, sign, "unknown"))
-        elif _states_equation(parser, left, sign, right):
-            found.append(_equation(line, parser, left, sign, right, chained, continues=left.start == carried))
-        begin, carried = sign + 1, sign + 1 if chained else -1
-    return found
+class _Line:
+    """Finds the equations of one line."""
 
+    def __init__(self, line: str) -> None:
+        self.line = line
+        self.tokens = tokenize(line)
+        self.parser = Parser(self.tokens)
 
-def _left_side(parser: Parser, begin: int, sign: int) -> _Side | None:
-    side = last_expression(parser, begin, sign)
-    return None if side is None else _Side(*side)
+    def equations(self) -> list[Equation]:
+        signs = [index for index, token in enumerate(self.tokens) if token.kind in ("equals", "is")]
+        found: list[Equation] = []
+        begin, carried = 0, -1
+        for place, sign in enumerate(signs):
+            stop = signs[place + 1] if place + 1 < len(signs) else len(self.tokens)
+            side = last_expression(self.parser, begin, sign)
+            left = _Side(*side) if side else None
+            right, chained = self._right_side(sign, stop, left)
+            if left is None:
+                if self.tokens[sign].kind == "equals" and any(t.kind == "operator" for t in self.tokens[begin:sign]):
+                    found.append(self._uncomputed(begin, sign))
+            elif self._states_equation(left, sign, right):
+                found.append(self._equation(left, sign, right, chained, left.start == carried))
+            begin, carried = sign + 1, sign + 1 if chained else -1
+        return found
 
+    def _right_side(self, sign: int, stop: int, left: _Side | None) -> tuple[_Side | None, bool]:
+        """The right side, and whether it is a computation that runs up to the next "="."""
+        start = sign + 1
+        parsed = self.parser.expression(start)
+        if parsed is None or start >= stop:
+            return None, False
+        whole = _Side(parsed[0], start, parsed[1])
+        if not isinstance(whole.tree, Operation):
+            return whole, False
+        if stop < len(self.tokens) and self.tokens[stop].kind == "equals" and self.parser.after_unit(whole.end) == stop:
+            return whole, True
+        # Text may run on after a result ("= 7 - 2 of them broke"): then the number alone is the right side.
+        first = start if self.parser.kind(start) == "number" else start + 1
+        if left is not None and self.parser.kind(first) == "number":
+            alone = number(self.tokens[first])
+            if first > start:
+                alone = Number(-alone.value, alone.decimals, alone.percent)
+            value = _value(left.tree)
+            if isinstance(value, Fraction) and agrees(value, alone):
+                return _Side(alone, start, first + 1), False
+        return whole, False
 
-def _right_side(parser: Parser, sign: int, stop: int, left: _Side | None) -> tuple[_Side | None, bool]:
-    """The right side, and whether it is a computation that runs up to the next "="."""
-    start = sign + 1
-    parsed = parser.expression(start) if start < stop else None
-    if parsed is None:
-        return None, False
-    whole = _Side(parsed[0], start, parsed[1])
-    chained = stop < len(parser.tokens) and parser.after_unit(whole.end) == stop
-    if chained or not isinstance(whole.tree, Operation):
-        return whole, chained and isinstance(whole.tree, Operation)
-    # Text may run on after a result ("= 7 - 2 fewer than"): the number alone is the right side if it is the value.
-    first = start + 1 if parser.kind(start) == "number" else start + 2
-    if left is not None and parser.kind(first - 1) == "number" and first < whole.end:
-        alone = parser.tokens[first - 1]
-        tree = number(alone) if first == start + 1 else Number(-(alone.value or Fraction(0)))
+    def _states_equation(self, left: _Side, sign: int, right: _Side | None) -> bool:
+        """Whether the text means an equation, not a label ("x = 5"), units ("1 hour = 60 minutes") or a comparison."""
+        tokens, parser = self.tokens, self.parser
+        if tokens[sign].kind == "is":
+            if not isinstance(left.tree, Operation) or right is None or isinstance(right.tree, Operation):
+                return False
+            if parser.kind(right.end) == "word" and tokens[right.end].text.lower() in _COMPARISON:
+                return False
+            # "A score of 3/4 is 75" and "pages 2-5 are 4 pages" are no equations; products, sums and spaced signs are.
+            spaced = tokens[left.end - 2].end < tokens[left.end - 1].start
+            return spaced or left.tree.operator in "+*"
+        if isinstance(left.tree, Operation):
+            return True
+        if right is None or not isinstance(left.tree, Number) or left.end != sign:
+            return False
+        if isinstance(right.tree, Operation):
+            return _value(right.tree) == left.tree.value
+        mixed = isinstance(right.tree, Number) and right.tree.percent != left.tree.percent
+        return mixed and (_value(right.tree) == left.tree.value or 0 < left.tree.value < 1)
+
+    def _equation(self, left: _Side, sign: int, right: _Side | None, chained: bool, continues: bool) -> Equation:
+        end = right.end if right else sign + 1
         value = _value(left.tree)
-        if isinstance(value, Fraction) and _agrees(value, tree) and not _agrees(value, whole.tree):
-            return _Side(tree, start, first), False
-    return whole, False
+        result: Fraction | EquationError = _value(right.tree) if right else "result"
+        holds: bool | None = None
+        error: EquationError | None = None
+        if not isinstance(value, Fraction):
+            error = value
+        elif right is None or not isinstance(result, Fraction):
+            error = "unknown" if self._has_letter(left, end) else "result" if right is None else "limit"
+        elif agrees(value, right.tree, approximate=self.tokens[sign].text != "="):
+            holds = True
+        elif agrees_in_percent(left.tree, right.tree):
+            holds, result = True, value
+        elif self._has_letter(left, end):
+            error = "unknown"
+        else:
+            holds, error = False, "chain" if chained else "value"
+        left_text, right_text = self._text(left.start, left.end), self._text(sign + 1, end)
+        key_left = canonical_expression(left.tree) if isinstance(value, Fraction) else _normal(left_text)
+        key_right = fraction_text(result) if isinstance(result, Fraction) else _normal(right_text)
+        return Equation(
+            text=self._text(left.start, end),
+            left=left_text,
+            right=right_text,
+            holds=holds,
+            value=value if isinstance(value, Fraction) else None,
+            error=error,
+            operands=tuple(node.value for node in nodes(left.tree) if isinstance(node, Number)),
+            key=f"{key_left}={key_right}",
+            continues=continues,
+        )
 
+    def _uncomputed(self, begin: int, sign: int) -> Equation:
+        end = min(sign + 2, len(self.tokens))
+        text = self._text(begin, end)
+        return Equation(
+            text, self._text(begin, sign), self._text(sign + 1, end), None, None, "unknown", (), _normal(text)
+        )
 
-def _states_equation(parser: Parser, left: _Side, sign: int, right: _Side | None) -> bool:
-    """Whether the text means an equation rather than a label ("x = 5"), a unit ("1 hour = 60 minutes") or a range."""
-    tokens = parser.tokens
-    if tokens[sign].kind == "is":
-        follower = right.end if right else sign + 2
-        if not isinstance(left.tree, Operation) or right is None or isinstance(right.tree, Operation):
-            return False
-        if parser.kind(follower) == "word" and tokens[follower].text.lower() in _COMPARISON:
-            return False
-        first, last = tokens[left.start], tokens[left.end - 1]
-        return last.start - first.end > 1 or left.tree.operator in "+*"
-    if isinstance(left.tree, Operation):
-        return True
-    if right is None or not isinstance(left.tree, Number) or left.end != sign:
-        return False
-    if isinstance(right.tree, Operation):
-        return _value(right.tree) == left.tree.value
-    same = isinstance(right.tree, Number) and right.tree.percent != left.tree.percent
-    return same and (_value(right.tree) == left.tree.value or 0 < left.tree.value < 1)
+    def _has_letter(self, left: _Side, end: int) -> bool:
+        """Whether a single letter may stand for a number in either side or right behind it (3 * 30 = 30 + M)."""
+        stop = end + 2 if self.parser.operator(end) else end + 1
+        return any(
+            t.kind == "word" and len(t.text) == 1 and t.text not in "aAI" for t in self.tokens[left.start : stop]
+        )
 
-
-def _equation(
-    line: str, parser: Parser, left: _Side, sign: int, right: _Side | None, chained: bool, continues: bool
-) -> Equation:
-    tokens = parser.tokens
-    end = right.end if right else sign + 1
-    value = _value(left.tree)
-    result = _value(right.tree) if right else "result"
-    letters = {token.text for token in tokens[left.start : end + 1] if _is_unknown(token)}
-    holds: bool | None = None
-    error: EquationError | None = None
-    if not isinstance(value, Fraction):
-        error = value
-    elif right is None:
-        error = "unknown" if letters else "result"
-    elif not isinstance(result, Fraction):
-        error = result
-    else:
-        holds = _agrees(value, right.tree) or _agrees_in_percent(left.tree, right.tree)
-        error = None if holds else "chain" if chained else "value"
-        if letters and not holds:
-            holds, error = None, "unknown"
-    left_text = _text(line, tokens, left.start, left.end)
-    right_text = _text(line, tokens, sign + 1, end)
-    key = _key(left.tree) if isinstance(value, Fraction) else _normal(left_text)
-    key_right = fraction_text(result) if isinstance(result, Fraction) else _normal(right_text)
-    return Equation(
-        text=_text(line, tokens, left.start, end),
-        left=left_text,
-        right=right_text,
-        holds=holds,
-        value=value if isinstance(value, Fraction) else None,
-        error=error,
-        operands=_operands(left.tree),
-        key=f"{key}={key_right}",
-        continues=continues,
-    )
-
-
-def _uncomputed(line: str, parser: Parser, begin: int, sign: int, error: EquationError) -> Equation:
-    end = min(sign + 2, len(parser.tokens))
-    left, right = _text(line, parser.tokens, begin, sign), _text(line, parser.tokens, sign + 1, end)
-    text = _text(line, parser.tokens, begin, end)
-    return Equation(text, left, right, None, None, error, (), _normal(text))
-
-
-def _text(line: str, tokens: Sequence[Token], start: int, end: int) -> str:
-    return line[tokens[start].start : tokens[end - 1].end] if start < end else ""
-
-
-def _is_unknown(token: Token) -> bool:
-    return token.kind == "word" and len(token.text) == 1 and (token.text in _UNKNOWNS or token.text.isupper())
+    def _text(self, start: int, end: int) -> str:
+        return self.line[self.tokens[start].start : self.tokens[end - 1].end] if start < end else ""
 
 
 def _value(tree: Expression) -> Fraction | EquationError:
@@ -246,79 +241,5 @@ def _value(tree: Expression) -> Fraction | EquationError:
         return evaluate(tree)
     except ZeroDivisionError:
         return "division"
-    except OverflowError:
-        return "limit"
     except ArithmeticError:
-        return "unknown"
-
-
-def _agrees(value: Fraction, right: Expression) -> bool:
-    """Whether the right side states the value, exactly or rounded to the decimals it shows."""
-    result = _value(right)
-    if not isinstance(result, Fraction):
-        return False
-    if result == value:
-        return True
-    if not isinstance(right, Number):
-        return False
-    unit = Fraction(1, 10**right.decimals * (100 if right.percent else 1))
-    difference = abs(value - result)
-    if right.decimals:
-        # Cut off (0.66) as well as rounded (0.67).
-        return difference < unit
-    return False
-
-
-def _agrees_in_percent(left: Expression, right: Expression) -> bool:
-    """Whether the sides agree when "%" is read as a unit on both: 20 / 50 * 100 = 40%, 100% - 20% = 80."""
-    numbers = [node for node in _nodes(left) if isinstance(node, Number)]
-    if isinstance(right, Number) and right.percent:
-        value = _value(left)
-        return isinstance(value, Fraction) and value == right.value * 100
-    sums = all(node.operator in "+-" for node in _nodes(left) if isinstance(node, Operation))
-    value = _value(left)
-    return (
-        sums and all(node.percent for node in numbers) and isinstance(value, Fraction) and value * 100 == _value(right)
-    )
-
-
-def _nodes(tree: Expression) -> list[Expression]:
-    """All nodes, left to right."""
-    nodes: list[Expression] = []
-    stack = [tree]
-    while stack:
-        node = stack.pop()
-        nodes.append(node)
-        if isinstance(node, Operation):
-            stack += [node.right, node.left]
-    return nodes
-
-
-def _operands(tree: Expression) -> tuple[Fraction, ...]:
-    return tuple(node.value for node in _nodes(tree) if isinstance(node, Number))
-
-
-def _key(tree: Expression) -> str:
-    """Canonical text of an expression: sums and products are flattened and sorted, 1/2 * 48 is 48 / 2."""
-    if isinstance(tree, Number):
-        return fraction_text(tree.value)
-    if isinstance(tree, Unknown):
-        return tree.name
-    if tree.operator == "^":
-        return f"{_key(tree.left)}^{_key(tree.right)}"
-    plus, minus = ("+", "-") if tree.operator in "+-" else ("*", "/")
-    parts: list[tuple[str, str]] = []
-    _collect(tree, plus, minus, False, parts)
-    if any(sign == "/" for sign, _ in parts):
-        parts = [part for part in parts if part != ("*", "1")] or [("*", "1")]
-    return "(" + "".join(sign + text for sign, text in sorted(parts)) + ")"
-
-
-def _collect(tree: Expression, plus: str, minus: str, inverted: bool, parts: list[tuple[str, str]]) -> None:
-    """The signed terms of a sum, or factors of a product, whose operators are `plus` and `minus`."""
-    while isinstance(tree, Operation) and tree.operator in (plus, minus):
-        _collect(tree.right, plus, minus, inverted != (tree.operator == minus), parts)
-        tree = tree.left
-    if plus == "+" and isinstance(tree, Number) and tree.value < 0:
-        tree, inverted = Number(-tree.value), not inverted
-    parts.append((minus if inverted else plus, _key(tree)))
+        return "limit"
