@@ -6,10 +6,10 @@ of each row, and the JSON of the comparison has the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +30,7 @@ def show(comparison: Comparison, console: Console | None = None, abstain_below: 
         console.print(table)
 
 
-def tables(comparison: Comparison, abstain_below: float | None = None) -> Iterator[Table]:
+def tables(comparison: Comparison, abstain_below: float | None = None) -> Iterator[RenderableType]:
     """The tables of `show`, in order."""
     yield accuracy_table(comparison)
     yield spending_table(comparison)
@@ -44,19 +44,18 @@ def tables(comparison: Comparison, abstain_below: float | None = None) -> Iterat
     yield abstention_table(comparison, abstain_below)
 
 
-def accuracy_table(comparison: Comparison) -> Table:
+def accuracy_table(comparison: Comparison) -> RenderableType:
     """Accuracy with its interval, a row per model and strategy, a column per budget."""
-    problems = len(comparison.problems)
-    table = _table(
-        f"Accuracy at equal policy tokens (%, 95 % interval, {problems} problems)",
+    errors = any(cell.errors for cell in comparison.cells)
+    return _table(
+        f"Accuracy at equal policy tokens (%, 95 % interval, {len(comparison.problems)} problems)",
         [str(budget) for budget in comparison.budgets],
-        caption="!k: k problems ended with an error and count as not solved"
-        if any(cell.errors for cell in comparison.cells)
-        else None,
+        {
+            label: [_accuracy(cells.get(budget)) for budget in comparison.budgets]
+            for label, cells in _rows(comparison).items()
+        },
+        "!k: k problems ended with an error and count as not solved" if errors else "",
     )
-    for label, cells in _rows(comparison).items():
-        table.add_row(label, *(_accuracy(cells.get(budget)) for budget in comparison.budgets))
-    return table
 
 
 def _accuracy(cell: Cell | None) -> Text | str:
@@ -67,7 +66,7 @@ def _accuracy(cell: Cell | None) -> Text | str:
     return text.append(f"\n!{cell.errors}", "bold red") if cell.errors else text
 
 
-def spending_table(comparison: Comparison) -> Table:
+def spending_table(comparison: Comparison) -> RenderableType:
     """Tokens really spent, the oracle's accuracy, and the tokens that match majority (or else the first row)."""
     rows = _rows(comparison)
     label, baseline = next(
@@ -77,131 +76,119 @@ def spending_table(comparison: Comparison) -> Table:
     most = max(baseline)
     target = baseline[most].accuracy
     several = len(comparison.budgets) > 1
-    table = _table(
-        "Mean policy tokens spent / problems with a correct solution in the tree (%)",
-        [*map(str, comparison.budgets), *([f"to {_percent(target)} %"] if several else [])],
-        caption=f"last column: tokens to the accuracy of {label} at {most}, linear between budgets"
-        if several
-        else None,
-    )
-    for label, cells in rows.items():
-        entries = [
+    body: dict[str, list[str]] = {}
+    for row, cells in rows.items():
+        body[row] = [
             f"{cells[budget].tokens:.0f}/{_percent(cells[budget].oracle)}" if budget in cells else NONE
             for budget in comparison.budgets
         ]
         if several:
             reached = tokens_to_reach([(cell.tokens, cell.accuracy) for cell in cells.values()], target)
-            entries.append(NONE if reached is None else f"{reached:.0f}")
-        table.add_row(label, *entries)
-    return table
+            body[row].append(NONE if reached is None else f"{reached:.0f}")
+    return _table(
+        "Mean policy tokens spent / problems with a correct solution in the tree (%)",
+        [*map(str, comparison.budgets), *([f"to {_percent(target)} %"] if several else [])],
+        body,
+        f"last column: tokens to the accuracy of {label} at {most}, linear between budgets" if several else "",
+    )
 
 
-def mcnemar_table(comparison: Comparison, reference: Cell) -> Table:
+def mcnemar_table(comparison: Comparison, reference: Cell) -> RenderableType:
     """The reference's model and strategy against every other row, at each budget."""
     rows = _rows(comparison)
     label = next(label for label, cells in rows.items() if reference in cells.values())
-    table = _table(
+    return _table(
         f"{label} against each (problems only it solves : only the other solves, p)",
         [str(budget) for budget in comparison.budgets],
-        caption="exact McNemar, two-sided, not corrected for the number of tests",
+        {
+            other: [_test(rows[label].get(budget), cells.get(budget)) for budget in comparison.budgets]
+            for other, cells in rows.items()
+            if other != label
+        },
+        "exact McNemar, two-sided, not corrected for the number of tests",
     )
-    for other, cells in rows.items():
-        if other == label:
-            continue
-        entries: list[Text | str] = []
-        for budget in comparison.budgets:
-            a, b = rows[label].get(budget), cells.get(budget)
-            if a is None or b is None:
-                entries.append(NONE)
-                continue
-            test = paired(a, b)
-            entries.append(
-                Text.assemble(f"{test.only_a}:{test.only_b} ", (_p(test.p), "bold" if test.p < 0.05 else "dim"))
-            )
-        table.add_row(other, *entries)
-    return table
 
 
-def heuristic_table(comparison: Comparison) -> Table:
+def _test(a: Cell | None, b: Cell | None) -> Text | str:
+    if a is None or b is None:
+        return NONE
+    test = paired(a, b)
+    return Text.assemble(f"{test.only_a}:{test.only_b} ", (_p(test.p), "bold" if test.p < 0.05 else "dim"))
+
+
+def heuristic_table(comparison: Comparison) -> RenderableType:
     """How often h breaks consistency and by how much, and how far f's order agrees with success."""
-    table = _table(
-        _at("Heuristic: violations of h(s) <= c + h(s.a), and order of f against success", comparison),
-        ["edges", "violated %", "mean nats", "largest", "order AUC", "pairs"],
-    )
+    body: dict[str, list[str]] = {}
     for label, cell in _largest(comparison).items():
         c, a = cell.consistency, cell.agreement
-        if not (c.edges or a.pairs):
-            continue
-        broken = [_percent(c.rate), f"{c.mean_excess:.2f}", f"{c.largest:.2f}"] if c.edges else [NONE] * 3
-        auc = NONE if a.auc is None else f"{a.auc:.3f}"
-        table.add_row(label, str(c.edges), *broken, auc, str(a.pairs))
-    return table
+        if c.edges or a.pairs:
+            broken = [_percent(c.rate), f"{c.mean_excess:.2f}", f"{c.largest:.2f}"] if c.edges else [NONE] * 3
+            body[label] = [str(c.edges), *broken, NONE if a.auc is None else f"{a.auc:.3f}", str(a.pairs)]
+    return _table(
+        _at("Heuristic: violations of h(s) <= c + h(s.a), and order of f against success", comparison),
+        ["edges", "violated %", "mean nats", "largest", "order AUC", "pairs"],
+        body,
+    )
 
 
-def failure_table(comparison: Comparison) -> Table:
+def failure_table(comparison: Comparison) -> RenderableType:
     """Problems by what decided them."""
-    table = _table(
+    return _table(
         _at("Problems by outcome", comparison),
-        ["solved", "policy", "value", "budget", "error"],
-        caption="policy: no correct solution was proposed; value: one was found but another answer chosen, or it was "
-        "ranked too low; budget: the search ended before following all it had",
+        list(comparison.cells[0].failures),
+        {label: [str(count) for count in cell.failures.values()] for label, cell in _largest(comparison).items()},
+        "policy: no correct solution was proposed; value: one was found but another answer chosen, or it was ranked "
+        "too low; budget: the search ended before following all it had",
     )
-    for label, cell in _largest(comparison).items():
-        table.add_row(label, *(str(count) for count in cell.failures.values()))
-    return table
 
 
-def selection_table(comparison: Comparison) -> Table:
+def selection_table(comparison: Comparison) -> RenderableType:
     """Accuracy of the same trees under each selection rule."""
-    table = _table(_at("Accuracy by selection rule (%)", comparison), list(RULES))
-    for label, cell in _largest(comparison).items():
-        accuracies = [cell.rules[rule] for rule in RULES]
-        table.add_row(label, *(NONE if accuracy is None else _percent(accuracy) for accuracy in accuracies))
-    return table
-
-
-def abstention_table(comparison: Comparison, below: float | None = None) -> Table:
-    """Accuracy when only the more confident answers are given, with the confidence that this takes."""
-    table = _table(
-        _at("Abstention: % correct of the most confident answers", comparison),
-        ["all", *(f"{100 * share:.0f} %" for share in COVERAGES)] + ([] if below is None else [f"conf>={below:g}"]),
-        caption="all: every answer given (share of problems); 75 %: the most confident for that share of problems, "
-        "equal ones included (lowest confidence answered)",
+    return _table(
+        _at("Accuracy by selection rule (%)", comparison),
+        list(RULES),
+        {
+            label: [NONE if (accuracy := cell.rules[rule]) is None else _percent(accuracy) for rule in RULES]
+            for label, cell in _largest(comparison).items()
+        },
     )
+
+
+def abstention_table(comparison: Comparison, below: float | None = None) -> RenderableType:
+    """Accuracy when only the more confident answers are given, with the confidence that this takes."""
+    body: dict[str, list[str]] = {}
     for label, cell in _largest(comparison).items():
-        entries = [_answered(abstaining(cell.curve, 0.0))]
-        for share in COVERAGES:
-            point = covering(cell.curve, share)
-            entries.append(NONE if point is None else f"{_percent(point.accuracy)} ({_unit(point.threshold)})")
-        if below is not None:
-            entries.append(_answered(abstaining(cell.curve, below)))
-        table.add_row(label, *entries)
-    return table
+        points = [covering(cell.curve, share) for share in COVERAGES]
+        body[label] = [
+            _answered(abstaining(cell.curve, 0.0)),
+            *(NONE if p is None else f"{_percent(p.accuracy)} ({_unit(p.threshold)})" for p in points),
+            *([] if below is None else [_answered(abstaining(cell.curve, below))]),
+        ]
+    return _table(
+        _at("Abstention: % correct of the most confident answers", comparison),
+        ["all", *(f"{100 * share:.0f} %" for share in COVERAGES), *([] if below is None else [f"conf>={below:g}"])],
+        body,
+        "all: every answer given (share of problems); 75 %: the most confident for that share of problems, equal ones "
+        "included (lowest confidence answered)",
+    )
 
 
 def _answered(point: CoveragePoint | None) -> str:
     return NONE if point is None else f"{_percent(point.accuracy)} ({100 * point.coverage:.0f}%)"
 
 
-def _table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:
-    """A table whose first column holds labels and wraps; the others hold figures and do not."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-        caption_justify="left",
-        caption_style="dim",
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
+def _table(
+    title: str, columns: Sequence[str], body: Mapping[str, Sequence[Text | str]], caption: str = ""
+) -> RenderableType:
+    """Rows of figures by label. Title and caption stand outside the table, so that they may be wider than it."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     # Otherwise rich would cut a strategy's name before it wraps a figure.
     table.add_column("", min_width=max(len(name) for name in STRATEGIES), overflow="fold")
     for column in columns:
         table.add_column(column, justify="right")
-    return table
+    for label, entries in body.items():
+        table.add_row(Text(label), *entries)
+    return Group(Text(title, "bold"), table, *([Text(caption, "dim")] if caption else []))
 
 
 def _rows(comparison: Comparison) -> dict[str, dict[int, Cell]]:
