@@ -125,7 +125,7 @@ def _may_start(parser: Parser, index: int) -> bool:
     # A minus is a sign only if it touches its number and nothing else: "- 3 + 4" is an item of a list.
     if parser.operator(index):
         return parser.operator(index) == "-" and parser.touches(index + 1) and not parser.touches(index)
-    return parser.kind(index) in ("number", "open", "frac")
+    return parser.kind(index) in ("number", "open", "frac") or parser.is_unknown(index)
 
 
 def _continues_words(parser: Parser, start: int, index: int) -> bool:

@@ -73,6 +73,12 @@ class Parser:
         """Whether no space stands between the tokens at `index` - 1 and `index`."""
         return 0 < index < len(self.tokens) and self.tokens[index - 1].end == self.tokens[index].start
 
+    def is_unknown(self, index: int) -> bool:
+        """Whether the token at `index` is a letter that stands for a number ("a" and "I" are words)."""
+        if not self.unknowns or self.kind(index) != "word":
+            return False
+        return len(self.tokens[index].text) == 1 and self.tokens[index].text not in "aAI"
+
     def expression(self, index: int, depth: int = 0) -> tuple[Expression, int] | None:
         """The longest expression that starts at `index` and the index behind it (its last unit not included)."""
         return self._chain(index, depth, "+-")
@@ -83,11 +89,11 @@ class Parser:
         while words < MAX_UNIT_WORDS:
             kind = self.kind(index)
             if kind == "word":
-                if self._is_unknown(index) or self.tokens[index].text.lower() in _VERBS:
+                if self.is_unknown(index) or self.tokens[index].text.lower() in _VERBS:
                     break
                 index += 1
             elif kind == "operator" and self.operator(index) == "/" and self.kind(index + 1) == "word":
-                if self._is_unknown(index + 1):
+                if self.is_unknown(index + 1):
                     break
                 index += 2
             elif kind == "open" and (end := self._worded_bracket(index)):
@@ -121,7 +127,7 @@ class Parser:
 
     def _multiplies(self, index: int) -> bool:
         """Whether the token at `index` multiplies the operand it touches: 2(3 + 4), 2x."""
-        return self.touches(index) and (self.kind(index) in ("open", "frac") or self._is_unknown(index))
+        return self.touches(index) and (self.kind(index) in ("open", "frac") or self.is_unknown(index))
 
     def _ratio(self, index: int) -> tuple[Expression, int] | None:
         """A ratio written without spaces behind a division sign with spaces, as in 28 / 1/5."""
@@ -160,7 +166,7 @@ class Parser:
             top = self._bracket(index + 1, depth + 1)
             bottom = self._bracket(top[1], depth + 1) if top else None
             return (Operation("/", top[0], bottom[0]), bottom[1]) if top and bottom else None
-        if self._is_unknown(index):
+        if self.is_unknown(index):
             return Unknown(self.tokens[index].text), index + 1
         return None
 
@@ -172,9 +178,6 @@ class Parser:
             return None
         end = self.after_unit(inner[1])
         return (inner[0], end + 1) if self.kind(end) == "close" else None
-
-    def _is_unknown(self, index: int) -> bool:
-        return self.unknowns and self.kind(index) == "word" and len(self.tokens[index].text) == 1
 
     def _worded_bracket(self, index: int) -> int:
         """The index behind a bracket that holds words only, 0 if it holds anything else."""

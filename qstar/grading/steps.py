@@ -21,7 +21,7 @@ from qstar.grading.tokens import tokenize
 MAX_LINE = 1000
 """Longest part of a line that is read, in characters."""
 
-MAX_TEXT = 8000
+MAX_TEXT = 4000
 """Longest part of a text that is read, in characters."""
 
 EquationError = Literal["value", "chain", "division", "limit", "unknown", "result"]
