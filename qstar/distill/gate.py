@@ -63,7 +63,7 @@ class Gate:
         if overlap:
             return TEST_HASH if overlap == "hash" else TEST_GRAM
         pairs = sequences(row)
-        texts = [question, *(completion for _, completion in pairs)]
+        texts = [text for pair in pairs for text in pair]
         if any(_CONTROL.search(text) for text in texts):
             return CONTROL
         if _TURN.search(question.strip()):

@@ -108,7 +108,7 @@ def test_preference_pairs_sibling_steps_at_junctions(tmp_path: Path) -> None:
     rows = write(tmp_path, "preference", good, traces=[right(), other], trees=[made])
     assert [(row["kind"], row["chosen"], row["rejected"]) for row in rows] == [
         ("step", BUY, LUCKY),
-        ("step", SUM, "So 24 = 24.\n"),
+        ("step", SUM, "So 7.\n"),
     ]
     assert rows[0]["margin"] == pytest.approx(0.7)
     assert rows[0]["prompt"] == render_prompt(QUESTION)

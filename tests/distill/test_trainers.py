@@ -46,7 +46,9 @@ def exported(tmp_path: Path, format: str, file_type: Any = "jsonl", trees: Any =
     return load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
 
 
-def one_step(trainer_class: Any, config_class: Any, data: Any, tmp_path: Path, tokenizer: Any) -> dict[str, Any]:
+def one_step(
+    trainer_class: Any, config_class: Any, data: Any, tmp_path: Path, tokenizer: Any, **other: Any
+) -> dict[str, Any]:
     """Train for one optimizer step; returns the log of that step."""
     model = tiny.model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -68,6 +70,7 @@ def one_step(trainer_class: Any, config_class: Any, data: Any, tmp_path: Path, t
         ),
         train_dataset=data,
         processing_class=tokenizer,
+        **other,
     )
     trainer.train()
     assert trainer.state.global_step == 1
@@ -101,7 +104,7 @@ def test_chat(tmp_path: Path) -> None:
 def test_preference(tmp_path: Path) -> None:
     data = exported(tmp_path, "preference")
     assert set(data["kind"]) == {"solution"}
-    log = one_step(DPOTrainer, DPOConfig, data, tmp_path, tiny.tokenizer())
+    log = one_step(DPOTrainer, DPOConfig, data, tmp_path, tiny.tokenizer(), ref_model=tiny.model())
     assert log["loss"] == pytest.approx(0.693, abs=1e-3)  # before the step the model equals its reference
 
 
@@ -137,13 +140,13 @@ def test_preference_over_steps(tmp_path: Path) -> None:
     ]
     data = exported(tmp_path, "preference", trees=trees).filter(lambda row: row["kind"] == "step")
     assert len(data) == len(QUESTIONS)
-    one_step(DPOTrainer, DPOConfig, data, tmp_path, tiny.tokenizer())
+    one_step(DPOTrainer, DPOConfig, data, tmp_path, tiny.tokenizer(), ref_model=tiny.model())
 
 
 def test_kto(tmp_path: Path) -> None:
     data = exported(tmp_path, "kto")
     assert sorted(set(data["label"])) == [False, True]
-    one_step(KTOTrainer, KTOConfig, data.shuffle(seed=0), tmp_path, tiny.tokenizer())
+    one_step(KTOTrainer, KTOConfig, data.shuffle(seed=0), tmp_path, tiny.tokenizer(), ref_model=tiny.model())
 
 
 @pytest.mark.parametrize("format", ["stepwise", "values"])
