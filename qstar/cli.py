@@ -128,6 +128,9 @@ def parser() -> argparse.ArgumentParser:
         "--split", choices=("dev", "test"), default="dev", help="default: dev; test is for final results only"
     )
     evaluate.add_argument("--problems", type=int, help="only the first N problems")
+    evaluate.add_argument(
+        "--abstain-below", type=float, metavar="P", help="also show what giving no answer below this confidence does"
+    )
 
     data = verbs.add_parser("data", help="look at problems").add_subparsers(
         dest="data_verb", required=True, metavar="VERB"
@@ -176,7 +179,7 @@ def _stage(args: argparse.Namespace) -> None:
 def _search(args: argparse.Namespace) -> None:
     from qstar.commands import search_run
 
-    search_run(args.run, args.strategy, args.budget, args.split, args.problems, explain=args.explain, to=args.to)
+    search_run(args.run, args.strategy, args.budget, args.split, args.problems, explain_nodes=args.explain, to=args.to)
 
 
 def _solve(args: argparse.Namespace) -> None:
@@ -202,7 +205,7 @@ def _eval(args: argparse.Namespace) -> None:
         raise UserError(
             f"--budgets {args.budgets!r} must be whole numbers separated by commas, such as 256,512"
         ) from None
-    evaluate_run(args.run, strategies, budgets, args.split, args.problems)
+    evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below)
 
 
 def _data_check(args: argparse.Namespace) -> None:
@@ -239,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.traceback:
             raise
         print(
-            f"qstar: {error.filename or 'a file'}: {error.strerror or error}; finished work is kept, fix it and run again",
+            f"qstar: {error.filename or 'a file'}: {error.strerror or error}; finished work is kept: fix it, run again",
             file=sys.stderr,
         )
         return 1

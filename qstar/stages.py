@@ -114,16 +114,27 @@ class Run:
             funnel=selection.funnel,
         )
 
+    def all_traces(self) -> Iterator[Trace]:
+        """Graded traces of train problems: of the search and, if configured, of the rollouts."""
+        from qstar.distill.select import merge_traces
+
+        streams = [self.traces("search", "trees.jsonl")]
+        if self.config.traces.include_rollouts:
+            streams.append(self.traces("rollout", "train.jsonl"))
+        return merge_traces(*streams)
+
+    def trees(self) -> Iterator[dict[str, Any]]:
+        """The search trees of train problems as JSON data, in order of problem id."""
+        with Journal(self.directory.stage("search").path / "trees.jsonl") as journal:
+            yield from (row["tree"] for row in journal)
+
     def selection(self) -> Selection:
-        """The traces worth learning from: of the search and, if configured, of the rollouts."""
-        from qstar.distill.select import merge_traces, select_traces, solve_rates
+        """The traces worth learning from."""
+        from qstar.distill.select import select_traces, solve_rates
 
         config = self.config.traces
-        streams = [self.traces("search", "trees.jsonl")]
-        if config.include_rollouts:
-            streams.append(self.traces("rollout", "train.jsonl"))
         return select_traces(
-            merge_traces(*streams),
+            self.all_traces(),
             per_problem=config.per_problem,
             require_equations=config.require_equations,
             solve_rate=solve_rates(self.traces("rollout", "train.jsonl")),

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Set up .venv and run the whole loop on generated problems: scripts/quickstart.sh [qstar run options]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+# An allocator that keeps freed pages spares page faults, which slow training on a CPU.
+if [ -z "${LD_PRELOAD:-}" ] && command -v ldconfig >/dev/null; then
+    allocator="$(ldconfig -p | awk '/libtcmalloc(_minimal)?\.so\.4 |libjemalloc\.so\.2 / {print $NF; exit}')"
+    [ -z "$allocator" ] || export LD_PRELOAD="$allocator"
+fi
+exec .venv/bin/qstar run configs/quickstart.yaml "$@"
