@@ -23,6 +23,9 @@ MAX_DEPTH = 24
 MAX_UNIT_WORDS = 12
 """Most words that may stand between an operand and the next operator."""
 
+_UNIT_LETTERS = frozenset("aAIcdghklLmst")
+"""Single letters read as a word or unit behind a number; any other letter stands for a number."""
+
 _VERBS = frozenset({"is", "are", "was", "were", "equals", "because", "so", "then", "if", "but", "that"})
 
 
@@ -89,7 +92,9 @@ class Parser:
         while words < MAX_UNIT_WORDS:
             kind = self.kind(index)
             if kind == "word":
-                if self.is_unknown(index) or self.tokens[index].text.lower() in _VERBS:
+                word = self.tokens[index].text
+                letter = len(word) == 1 and word not in _UNIT_LETTERS
+                if letter or self.is_unknown(index) or word.lower() in _VERBS:
                     break
                 index += 1
             elif kind == "operator" and self.operator(index) == "/" and self.kind(index + 1) == "word":

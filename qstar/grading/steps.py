@@ -99,7 +99,7 @@ def step_key(step_text: str) -> str:
     """
     if is_answer_step(step_text):
         answer = extract_answer(step_text)
-        return f"#### {_normal(step_text) if answer is None else answer}"
+        return f"#### {_normal(step_text).lstrip('# ') if answer is None else answer}"
     keys: list[str] = []
     for equation in equations(step_text):
         if equation.continues and equation.holds and keys:
@@ -137,9 +137,10 @@ class _Line:
             right, chained = self._right_side(sign, stop, left)
             if left is None:
                 if self.tokens[sign].kind == "equals" and any(t.kind == "operator" for t in self.tokens[begin:sign]):
-                    found.append(self._uncomputed(begin, sign))
+                    found.append(self._with_unknown(begin, sign))
             elif self._states_equation(left, sign, right):
-                found.append(self._equation(left, sign, right, chained, left.start == carried))
+                equation = self._equation(left, sign, right, chained, left.start == carried)
+                found.append(self._with_unknown(begin, sign) if equation.error == "unknown" else equation)
             begin, carried = sign + 1, sign + 1 if chained else -1
         return found
 
@@ -218,12 +219,16 @@ class _Line:
             continues=continues,
         )
 
-    def _uncomputed(self, begin: int, sign: int) -> Equation:
-        end = min(sign + 2, len(self.tokens))
-        text = self._text(begin, end)
-        return Equation(
-            text, self._text(begin, sign), self._text(sign + 1, end), None, None, "unknown", (), _normal(text)
-        )
+    def _with_unknown(self, begin: int, sign: int) -> Equation:
+        """The equation of a left side that has a letter or word in place of a number."""
+        parser = Parser(self.tokens, unknowns=True)
+        left, right = last_expression(parser, begin, sign), parser.expression(sign + 1)
+        start, end = left[1] if left else begin, right[1] if right else min(sign + 2, len(self.tokens))
+        left_text, right_text = self._text(start, left[2] if left else sign), self._text(sign + 1, end)
+        key_left = canonical_expression(left[0]) if left else _normal(left_text)
+        key_right = canonical_expression(right[0]) if right else _normal(right_text)
+        text, key = self._text(start, end), f"{key_left}={key_right}"
+        return Equation(text, left_text, right_text, None, None, "unknown", (), key)
 
     def _has_letter(self, left: _Side, end: int) -> bool:
         """Whether a single letter may stand for a number in either side or right behind it (3 * 30 = 30 + M)."""

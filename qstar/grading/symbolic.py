@@ -43,8 +43,9 @@ def solutions(equation: str) -> tuple[str, frozenset[Fraction]] | None:
     found = _equations(equation)
     if len(found) != 1 or len(found[0].unknowns) != 1:
         return None
+    (name,) = found[0].unknowns
     values = _solve(found[0])
-    return None if values is None else (*found[0].unknowns, values)
+    return None if values is None else (name, values)
 
 
 def stated_values_hold(text: str) -> bool | None:
@@ -105,7 +106,7 @@ def _solve(equation: _Equation) -> frozenset[Fraction] | None:
     size = len(nodes(equation.left)) + len(nodes(equation.right))
     if size > MAX_NODES or max(_degree(equation.left), _degree(equation.right)) > MAX_DEGREE:
         return None
-    import sympy
+    import sympy  # type: ignore[import-untyped]
 
     symbol = sympy.Symbol("x")
     try:
@@ -151,7 +152,11 @@ def _build(tree: Expression, symbol: Any, sympy: Any) -> Any:
     if tree.operator == "*":
         return left * right
     if tree.operator == "^":
-        return left ** int(right)
-    if sympy.expand(right) == 0:
+        return left ** int(right) if int(right) >= 0 else 1 / _nonzero(left, sympy) ** -int(right)
+    return left / _nonzero(right, sympy)
+
+
+def _nonzero(value: Any, sympy: Any) -> Any:
+    if sympy.expand(value) == 0:
         raise ZeroDivisionError("zero")
-    return left / right
+    return value
