@@ -20,7 +20,17 @@ FEWEST_ANSWERS = 10
 
 
 def draw_accuracy(comparison: Comparison, path: Path) -> None:
-    """Accuracy against the mean policy tokens really spent, with a band for the 95 % interval, to a PNG at `path`."""
+    """Save `accuracy_figure` as a PNG at `path`."""
+    save_png(accuracy_figure(comparison), path)
+
+
+def draw_coverage(comparison: Comparison, path: Path) -> None:
+    """Save `coverage_figure` as a PNG at `path`."""
+    save_png(coverage_figure(comparison), path)
+
+
+def accuracy_figure(comparison: Comparison) -> Any:
+    """Accuracy against the mean policy tokens really spent, with a band for the 95 % interval."""
 
     def draw(axes: Any, cells: list[Cell], style: dict[str, Any]) -> None:
         cells = sorted(cells, key=lambda cell: cell.tokens)
@@ -38,12 +48,12 @@ def draw_accuracy(comparison: Comparison, path: Path) -> None:
         xlabel="policy tokens spent per problem (mean)", ylabel="accuracy", title=f"{len(comparison.problems)} problems"
     )
     axes.set_ylim(bottom=0)
-    _save(figure, path)
+    return figure
 
 
-def draw_coverage(comparison: Comparison, path: Path) -> None:
+def coverage_figure(comparison: Comparison) -> Any:
     """Accuracy against the share of problems answered when the less confident are left out, at each row's largest
-    budget, to a PNG at `path`."""
+    budget."""
 
     def draw(axes: Any, cells: list[Cell], style: dict[str, Any]) -> None:
         curve = max(cells, key=lambda cell: cell.budget).curve
@@ -56,7 +66,7 @@ def draw_coverage(comparison: Comparison, path: Path) -> None:
     title = f"answers by falling confidence, {max(comparison.budgets)} tokens, {len(comparison.problems)} problems"
     axes.set(xlabel="share of problems answered", ylabel="share correct of those", title=title)
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    _save(figure, path)
+    return figure
 
 
 def _draw(comparison: Comparison, draw: Callable[[Any, list[Cell], dict[str, Any]], None]) -> tuple[Any, Any]:
@@ -93,6 +103,7 @@ def _draw(comparison: Comparison, draw: Callable[[Any, list[Cell], dict[str, Any
     return figure, axes
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_png(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG to `path`, whole or not at all."""
     with replacing(path) as file:
         figure.savefig(file, dpi=150, format="png")

@@ -216,7 +216,10 @@ class Tree:
         return node
 
     def to_json(self) -> dict[str, Any]:
-        """The tree as JSON data: one row per node with what it adds to its parent (floats to 6 decimals)."""
+        """The tree as JSON data: one row per node with what it adds to its parent (floats to 6 decimals).
+
+        wordings: the distinct wordings merged into the node besides `text`.
+        """
         return {
             "problem_id": self.problem_id,
             "question": self.question,
@@ -287,6 +290,7 @@ def _row(node: Node) -> dict[str, Any]:
         "f": short(node.f),
         "visits": node.visits,
         "merged": node.merged,
+        "wordings": list(dict.fromkeys(sample.text for sample in node.samples))[1:],
         "order": node.order,
         "tokens_at": node.tokens_at,
         "terminal": node.terminal,
