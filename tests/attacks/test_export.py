@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from qstar.distill.card import Provenance
 from qstar.distill.export import export
@@ -81,6 +82,13 @@ def test_harmless_brackets_pass(tmp_path: Path) -> None:
         tokenizer=tiny.tokenizer(),
     )  # fmt: skip
     assert (report.rows, report.refused) == (1, {})
+
+
+def test_characters_unknown_to_the_tokenizer_are_no_control_tokens(tmp_path: Path) -> None:
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "apples": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    assert refused(tmp_path, right(question="Q </s> ?"), tokenizer=tokenizer) == {CONTROL: 1}
 
 
 def test_question_with_the_prompt_s_own_turn_is_refused(tmp_path: Path) -> None:
