@@ -65,6 +65,7 @@ def search_run(
             journal.append(
                 {
                     "key": problem.id,
+                    "gold": problem.answer,
                     "answer": choice.answer,
                     "status": "error" if result.error else grade(solution, problem.answer).status,
                     "error": result.error,

@@ -40,8 +40,9 @@ def build_traces(
 ) -> None:
     """Search each problem not yet in the journal until `per_problem` solutions are verified or the budget is spent.
 
-    Row: `key` (problem id), `traces` (every distinct complete solution), `ledger` (without wall time), `error` (why the
-    search ended early, or null) and `tree`. `revision` names the policy. Raises UserError as `search_many` does.
+    Row: `key` (problem id), `gold` (its answer), `traces` (every distinct complete solution), `ledger` (without wall
+    time), `error` (why the search ended early, or null) and `tree`. `revision` names the policy. Raises UserError as
+    `search_many` does.
     """
     missing = {problem.id: problem for problem in problems if problem.id not in journal.keys}
     tasks = (
@@ -60,6 +61,7 @@ def build_traces(
             journal.append(
                 {
                     "key": problem.id,
+                    "gold": problem.answer,
                     "traces": [trace.to_json() for trace in traces.values()],
                     "ledger": {f.name: getattr(result.ledger, f.name) for f in fields(Ledger) if f.name != "seconds"},
                     "error": result.error,
