@@ -126,6 +126,8 @@ class SftConfig:
     """bfloat16 trains bf16 weights with float32 master copies."""
     max_tokens: int | None = None
     """Leave out examples longer than this, prompt included (null: the model's context); they are counted."""
+    question_loss: bool = False
+    """Also learn to predict the question: a model from nothing learns there to find and repeat names and numbers."""
     compile: bool = False
     """torch.compile the model: pays off on runs of more than some minutes."""
     checkpoint_steps: int = 200

@@ -67,6 +67,9 @@ def new_model(config: ScratchConfig, tokenizer: PreTrainedTokenizerFast, seed: i
         num_key_value_heads=config.kv_heads,
         max_position_embeddings=config.max_positions,
         tie_word_embeddings=True,
+        # 1 / sqrt(fan-in) (LeCun et al. 1998). The usual 0.02 suits wide models; at these widths it starts training
+        # late: with width 128, the loss on dev solutions after 0.8 M tokens was 0.91 with 0.02 and 0.73 with 0.08.
+        initializer_range=config.hidden_size**-0.5,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
