@@ -41,10 +41,13 @@ _LATEX_RATIO = re.compile(r"(?:([0-9]+) ?)?\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
 _MARKUP = re.compile(r"\\(?:text|mathrm|textbf|mathbf|mbox)(?![a-z])|\\[,;:! ]|\*\*|__|[`{}]")
 _THIN_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=[0-9]{3})")
 _FORBIDDEN = re.compile(
-    r"[*^+<>|~\u00b1\u221a\u2248]|\b(?:or|not|nor|either|versus|vs|hundred|thousand|million|billion|trillion|dozen"
-    r"|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b",
+    r"[*^+<>|~\u00b1\u221a\u2248]"
+    r"|\b(?:or|not|nor|either|versus|vs|hundred|thousand|million|billion|trillion|dozen|half|third|quarter"
+    r"|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)\b",
     re.IGNORECASE,
 )
+"""What may not stand beside the number: operators, alternatives, and words that are numbers or change the value."""
 
 
 @dataclass(frozen=True, slots=True)
