@@ -40,6 +40,8 @@ class GeneratorConfig:
     """Most operations in a solution (2 to 8)."""
     max_distractors: int = 1
     """Most irrelevant quantities in a question."""
+    stories: int = 10
+    """Number of settings (market, collection, bakery, ...), each with its own words; from 1 to 10."""
     seed: int = 1
     """Seed of the problems; independent of the run's seed."""
 
@@ -410,6 +412,7 @@ def check_ranges(config: RunConfig) -> None:
             c.data.generator.max_distractors >= 0,
             "0 or more",
         ),
+        ("data.generator.stories", c.data.generator.stories, 1 <= c.data.generator.stories <= 10, "from 1 to 10"),
         ("policy.temperature", c.policy.temperature, 0 < c.policy.temperature <= 5, "above 0 and at most 5"),
         ("policy.top_k", c.policy.top_k, c.policy.top_k >= 1, "at least 1"),
         ("policy.max_step_tokens", c.policy.max_step_tokens, c.policy.max_step_tokens >= 2, "at least 2"),

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig as TrlConfig
@@ -107,7 +107,8 @@ def sft(
     data and settings, its report is returned and `model` stays untouched.
 
     max_tokens: examples longer than this (default: the model's context) are dropped and counted, never truncated.
-    Raises UserError if no example is left, a weight is negative, or what is on disk was made with other data or settings.
+    Raises UserError if no example is left, a weight is negative, or what is on disk was made with other data or
+    settings.
     """
     limit = max_tokens or model.config.max_position_embeddings
     rows = [_encode(tokenizer, example, question_loss=config.question_loss) for example in examples]
@@ -242,7 +243,8 @@ class _Trainer(SFTTrainer):
 class _loss_head:  # noqa: N801  (a context manager used like a function)
     """While active, `model(input_ids, labels, weights)` returns the weighted sum of the tokens' losses.
 
-    It replaces the forward of the model itself, as SFTTrainer does too, so that distributed wrappers still see one call.
+    It replaces the forward of the model itself, as SFTTrainer does too, so that distributed wrappers still see one
+    call.
     """
 
     def __init__(self, model: Any, *, compiled: bool) -> None:
@@ -256,7 +258,7 @@ class _loss_head:  # noqa: N801  (a context manager used like a function)
             labels = labels[:, 1:]
             mask = labels != _IGNORE
             logits = model.get_output_embeddings()(hidden[mask]).float()  # [N, V], N tokens with loss
-            losses = F.cross_entropy(logits, labels[mask], reduction="none")
+            losses = cross_entropy(logits, labels[mask], reduction="none")
             return (losses * weights[:, None].expand_as(labels)[mask]).sum()
 
         self.model.forward = types.MethodType(forward, self.model)

@@ -95,7 +95,7 @@ def draw(rng: random.Random, config: GeneratorConfig) -> Draft:
     distractors = rng.randint(0, config.max_distractors)
     while True:
         try:
-            return _Writer(rng, rng.choice(STORIES), operations).write(operations, distractors)
+            return _Writer(rng, rng.choice(STORIES[: config.stories]), operations).write(operations, distractors)
         except _DeadEndError:
             continue
 
