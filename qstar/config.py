@@ -144,8 +144,10 @@ class RolloutConfig:
     """Training problems to roll out (null: all)."""
     samples: int = 8
     """Solutions per problem."""
+    dev_problems: int | None = None
+    """Dev problems to roll out, for calibration (null: all)."""
     dev_samples: int = 8
-    """Solutions per dev problem, for calibration."""
+    """Solutions per dev problem."""
     max_tokens: int = 320
     """Cap on one solution."""
 

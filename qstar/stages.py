@@ -73,6 +73,18 @@ class Run:
 
         return model_revision(str(self.teacher_path))
 
+    @cached_property
+    def q_revision(self) -> str:
+        """Content revision of the Q head."""
+        from qstar.policy.hub import model_revision
+
+        return model_revision(str(self.directory.stage("train-q").path / "q"))
+
+    @property
+    def revisions(self) -> str:
+        """Of policy and Q head, as part of a file name: results of other models are never taken for theirs."""
+        return f"{self.revision[:8]}-{self.q_revision[:8]}"
+
     def models(self, *, with_value: bool) -> tuple[Any, Any]:
         """The policy and, for a separate trunk, the value model (else None: the policy's head gives the values)."""
         from qstar.solver import load_models
@@ -92,7 +104,6 @@ class Run:
     def provenance(self, selection: Selection) -> Provenance:
         """How the selected traces were made, for the card of an export."""
         from qstar.distill.card import Provenance
-        from qstar.policy.hub import model_revision
 
         config = self.config
         source, licence = {
@@ -102,7 +113,7 @@ class Run:
         }[config.data.source]
         return Provenance(
             policy=self.revision,
-            q=model_revision(str(self.directory.stage("train-q").path / "q")),
+            q=self.q_revision,
             strategy=config.search.strategy,
             budget=config.traces.budget,
             seed=config.seed,
@@ -181,7 +192,7 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for split, problems, samples in (
         ("train", run.train[: config.rollout.problems], config.rollout.samples),
-        ("dev", run.dev, config.rollout.dev_samples),
+        ("dev", run.dev[: config.rollout.dev_problems], config.rollout.dev_samples),
     ):
         with stage.journal(f"{split}.jsonl", total=len(problems)) as journal:
             rollout(
