@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from qstar.errors import UserError
+from qstar.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from qstar.config import RunConfig
 
 STAGE_VERBS = {
     "sft": "train the policy on gold solutions",
@@ -18,20 +23,35 @@ STAGE_VERBS = {
     "distill": "train the student on verified traces, and its gold-only baseline",
 }
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+
 EXAMPLES = """examples:
   qstar run configs/quickstart.yaml                       the whole loop, offline, in minutes
   qstar run configs/gsm8k-smollm2.yaml --set data.path=data/gsm8k
   qstar run configs/quickstart.yaml --status              what is done, running and left
+  qstar runs                                              every run under runs/
   qstar solve "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
   qstar eval runs/quickstart --strategies greedy,majority,astar --budgets 256,512 --split dev
   qstar export runs/quickstart --format chat --to exports/chat
   qstar data check --config configs/quickstart.yaml
+
+A run directory may stand in place of a config, wherever it was moved: qstar run backup/quickstart
+`qstar VERB --help` has more examples.
 """
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for every other wrong input."""
+        self.exit(2, f"qstar: {printable(message)}; see `{self.prog} --help`\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser(
+    from qstar.search import STRATEGIES
+
+    top = _Parser(
         prog="qstar",
         description="Step-level reinforcement learning with A* search for grade-school math.",
         epilog=EXAMPLES,
@@ -41,16 +61,17 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(
-        name: str, text: str, handler: Callable[[argparse.Namespace], None], *examples: str
+        name: str, text: str, handler: Callable[[argparse.Namespace], int | None], *examples: str, more: str = ""
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog="examples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None,
+            epilog="\n".join(["examples:", *(f"  {line}" for line in examples)] * bool(examples) + [more] * bool(more)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(handler=handler)
+        sub.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return sub
 
     run = verb(
@@ -75,27 +96,31 @@ def parser() -> argparse.ArgumentParser:
         "search problems of a run with one strategy and journal every tree",
         _search,
         "qstar search runs/quickstart --strategy astar --split dev --problems 50 --budget 512",
+        "qstar search runs/quickstart --problems 1 --explain",
+        more="\nstrategies:\n" + "\n".join(f"  {name:<15} {s.description}" for name, s in STRATEGIES.items()),
     )
     _run_arguments(search)
     search.add_argument("--strategy", default="astar", metavar="NAME", help="see the list below (default: astar)")
-    search.add_argument("--budget", type=int, help="policy tokens per problem (default: the run's search.budget)")
+    search.add_argument("--budget", type=_positive, help="policy tokens per problem (default: the run's search.budget)")
     search.add_argument("--split", choices=("train", "dev"), default="dev", help="problems to search (default: dev)")
-    search.add_argument("--problems", type=int, help="only the first N problems")
+    search.add_argument("--problems", type=_positive, metavar="N", help="only the first N problems")
     search.add_argument("--explain", action="store_true", help="print why each node was expanded")
-    search.add_argument("--to", type=Path, help="journal file (default: RUN/searches/STRATEGY-SPLIT-BUDGET.jsonl)")
+    search.add_argument("--to", type=Path, help="journal file (default: in RUN/searches/)")
 
     solve = verb(
         "solve",
         "solve a question with search and show the steps with their Q values",
         _solve,
         'qstar solve "Tom has 3 bags with 4 apples each. How many apples does Tom have?"',
-        'echo "..." | qstar solve --model runs/gsm8k-smollm2 --budget 2048 --json',
+        "qstar solve                                              (asks for one question after the other)",
+        "qstar solve --model runs/gsm8k-smollm2 --budget 2048 --json < question.txt",
+        more="\nCtrl-C ends the search with the best answer so far.",
     )
-    solve.add_argument("question", nargs="?", help="the question; read from standard input if absent")
+    solve.add_argument("question", nargs="?", help="the question; if absent, asked for or read from standard input")
     solve.add_argument("--model", type=Path, help="a run directory (default: the newest finished one under runs/)")
-    solve.add_argument("--strategy", metavar="NAME", help="search strategy (default: the run's)")
-    solve.add_argument("--budget", type=int, help="policy tokens to spend (default: the run's search.budget)")
-    solve.add_argument("--seed", type=int, default=0)
+    solve.add_argument("--strategy", metavar="NAME", help="see `qstar search --help` (default: the run's)")
+    solve.add_argument("--budget", type=_positive, help="policy tokens to spend (default: the run's search.budget)")
+    solve.add_argument("--seed", type=int, default=0, help="another seed draws other steps (default: 0)")
     solve.add_argument("--json", action="store_true", help="print JSON for programs")
     solve.add_argument("--trace", type=Path, metavar="FILE", help="write the search tree as JSON")
 
@@ -118,6 +143,7 @@ def parser() -> argparse.ArgumentParser:
         "compare strategies at equal generated tokens",
         _eval,
         "qstar eval runs/quickstart --split dev --strategies greedy,majority,best_of_n,astar --budgets 256,512",
+        "qstar eval runs/quickstart --sweep",
     )
     _run_arguments(evaluate)
     evaluate.add_argument("--strategies", help="comma-separated names (default: the run's eval.strategies)")
@@ -127,10 +153,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--split", choices=("dev", "test"), default="dev", help="default: dev; test is for final results only"
     )
-    evaluate.add_argument("--problems", type=int, help="only the first N problems")
+    evaluate.add_argument("--problems", type=_positive, metavar="N", help="only the first N problems")
     evaluate.add_argument(
-        "--abstain-below", type=float, metavar="P", help="also show what giving no answer below this confidence does"
+        "--abstain-below", type=_share, metavar="P", help="also show what giving no answer below this confidence does"
     )
+    evaluate.add_argument("--sweep", action="store_true", help="A* under several weights of f and step costs, on dev")
+
+    runs = verb("runs", "list the runs of a folder", _runs, "qstar runs", "qstar runs backup")
+    runs.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: runs")
 
     data = verbs.add_parser("data", help="look at problems").add_subparsers(
         dest="data_verb", required=True, metavar="VERB"
@@ -139,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         "check", help="grade every gold answer against itself and its mutations; report overlap with test"
     )
     check.set_defaults(handler=_data_check)
-    check.add_argument("--config", type=Path, help="YAML config (default: the generator)")
+    check.add_argument("--config", type=Path, help="YAML config or run directory (default: the generator)")
     check.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="override one field"
     )
@@ -148,7 +178,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _config_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("config", type=Path, help="YAML config, for instance configs/quickstart.yaml")
+    sub.add_argument("config", type=Path, help="YAML config, for instance configs/quickstart.yaml, or a run directory")
     sub.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="override one field, repeatable"
     )
@@ -158,11 +188,37 @@ def _run_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, help="a run directory, for instance runs/quickstart")
 
 
-def _run(args: argparse.Namespace) -> None:
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 1")
+
+
+def _config(args: argparse.Namespace) -> RunConfig:
+    """The configuration a verb was given: of a YAML file, or of a run directory in the place where it lies now."""
     from qstar.config import load_config
+    from qstar.runs.directory import RunDirectory
+
+    if args.config is None or not args.config.is_dir():
+        return load_config(args.config, args.overrides)
+    here = RunDirectory.load(args.config).config
+    place = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in (("out", here.out), ("name", here.name))
+    ]
+    return load_config(args.config / "config.yaml", [*place, *args.overrides])
+
+
+def _run(args: argparse.Namespace) -> None:
     from qstar.loop import run_stages, show_status
 
-    config = load_config(args.config, args.overrides)
+    config = _config(args)
     if args.status:
         show_status(config, print)
     else:
@@ -170,10 +226,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _stage(args: argparse.Namespace) -> None:
-    from qstar.config import load_config
     from qstar.loop import run_stages
 
-    run_stages(load_config(args.config, args.overrides), print, until=args.verb)
+    run_stages(_config(args), print, until=args.verb)
 
 
 def _search(args: argparse.Namespace) -> None:
@@ -182,11 +237,13 @@ def _search(args: argparse.Namespace) -> None:
     search_run(args.run, args.strategy, args.budget, args.split, args.problems, explain_nodes=args.explain, to=args.to)
 
 
-def _solve(args: argparse.Namespace) -> None:
-    from qstar.commands import solve_question
+def _solve(args: argparse.Namespace) -> int | None:
+    from qstar.commands import solve_questions
 
-    question = args.question if args.question is not None else sys.stdin.read()
-    solve_question(question, args.model, args.strategy, args.budget, args.seed, as_json=args.json, trace=args.trace)
+    interrupted = solve_questions(
+        args.question, args.model, args.strategy, args.budget, args.seed, as_json=args.json, trace=args.trace
+    )
+    return INTERRUPTED if interrupted else None
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -196,23 +253,35 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from qstar.commands import evaluate_run
+    from qstar.commands import evaluate_run, sweep_run
 
-    strategies = tuple(args.strategies.split(",")) if args.strategies else None
+    strategies = tuple(name.strip() for name in args.strategies.split(",")) if args.strategies else None
     try:
         budgets = tuple(int(text) for text in args.budgets.split(",")) if args.budgets else None
     except ValueError:
         raise UserError(
             f"--budgets {args.budgets!r} must be whole numbers separated by commas, such as 256,512"
         ) from None
-    evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below)
+    if not args.sweep:
+        evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below)
+    elif args.split == "test" or strategies:
+        raise UserError("--sweep compares settings of A* on dev: leave out --strategies and --split test")
+    else:
+        sweep_run(args.run, budgets, args.problems)
+
+
+def _runs(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from qstar.show import show_runs
+
+    show_runs(args.folder, Console())
 
 
 def _data_check(args: argparse.Namespace) -> None:
     from qstar.commands import check_data
-    from qstar.config import load_config
 
-    check_data(load_config(args.config, args.overrides))
+    check_data(_config(args))
 
 
 def _env(args: argparse.Namespace) -> None:
@@ -225,28 +294,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 a user's error, 130 interrupted)."""
     args = parser().parse_args(argv)
     try:
-        args.handler(args)
+        code: int | None = args.handler(args)
+        sys.stdout.flush()  # here, so that a full disk or a closed pipe is reported as any other
+        return code or 0
     except UserError as error:
         if args.traceback:
             raise
-        print(f"qstar: {error}", file=sys.stderr)
+        print(f"qstar: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nqstar: interrupted; the same command continues where this one stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (such as `head`) has left; nothing is wrong on our side.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except OSError as error:
         if args.traceback:
             raise
-        print(
-            f"qstar: {error.filename or 'a file'}: {error.strerror or error}; finished work is kept: fix it, run again",
-            file=sys.stderr,
-        )
+        _drop_output()
+        what = printable(f"{error.filename or 'output'}: {error.strerror or error}")
+        print(f"qstar: {what}; finished work is kept: mend this and run the same command again", file=sys.stderr)
         return 1
-    return 0
+
+
+def _drop_output() -> None:
+    """Forget what standard output still holds: writing it at exit would fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tqdm import tqdm
 
 from qstar.config import RunConfig
-from qstar.errors import UserError
+from qstar.errors import UserError, printable
 from qstar.grading.answer import grade
 from qstar.problems.load import load_test, load_train_dev
 from qstar.problems.problem import Problem
 from qstar.runs.directory import RunDirectory
 from qstar.runs.files import write_json
 from qstar.runs.journal import Journal
-from qstar.search.ledger import Ledger
 from qstar.search.measure import consistency, explain
 from qstar.search.scheduler import SearchTask, rule_for, search_many
 from qstar.search.select import select
-from qstar.solver import Solution, Solver
+from qstar.show import follow, show_solution
+from qstar.solver import Solver, check_question
 from qstar.stages import Run
 
 
 def open_run(path: Path, *stages: str) -> Run:
     """The run in a folder. Raises UserError if it is no run directory or one of `stages` is not finished."""
     directory = RunDirectory.load(path)
-    for name in stages:
-        if not directory.stage(name).done:
-            raise UserError(f"{path} has no finished {name} stage; continue it with `qstar run {path / 'config.yaml'}`")
+    directory.require(*stages)
     return Run(directory, print)
 
 
@@ -47,14 +45,18 @@ def search_run(
     to: Path | None,
 ) -> None:
     """Search problems of a run with one strategy, journal every tree, and print what came of it."""
+    from qstar.evaluate.compare import fingerprint
+
     run = open_run(path, "sft", "train-q")
     search = dataclasses.replace(run.config.search, strategy=strategy, budget=budget or run.config.search.budget)
     problems = {problem.id: problem for problem in (run.dev if split == "dev" else run.train)[:limit]}
     search_many((), None, search, run.config.policy, seed=0)  # type: ignore[arg-type]  # refuses bad settings early
-    policy, value = run.models(with_value=True)
-    target = to or path / "searches" / f"{strategy}-{split}-{search.budget}.jsonl"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    settings = f"{run.revisions} {fingerprint(search, run.config.policy, run.config.seed)}"
+    target = to or path / "searches" / run.revisions / f"{strategy}-{split}-{search.budget}.jsonl"
     with Journal(target) as journal:
+        if any(row.get("settings") != settings for row in journal):
+            raise UserError(f"{target} was written with other models or settings; delete it or give --to another file")
+        policy, value = run.models(with_value=True)
         tasks = [SearchTask(p.id, p.question) for p in problems.values() if p.id not in journal.keys]
         results = search_many(tasks, policy, search, run.config.policy, seed=run.config.seed, value=value)
         for result in tqdm(results, total=len(problems), initial=len(problems) - len(tasks), unit="problem"):
@@ -65,7 +67,7 @@ def search_run(
             journal.append(
                 {
                     "key": problem.id,
-                    "gold": problem.answer,
+                    "settings": settings,
                     "answer": choice.answer,
                     "status": "error" if result.error else grade(solution, problem.answer).status,
                     "error": result.error,
@@ -89,8 +91,8 @@ def search_run(
     print(f"trees: {target}")
 
 
-def solve_question(
-    question: str,
+def solve_questions(
+    question: str | None,
     model: Path | None,
     strategy: str | None,
     budget: int | None,
@@ -98,20 +100,51 @@ def solve_question(
     *,
     as_json: bool,
     trace: Path | None,
-) -> None:
-    """Solve one question and print the solution."""
-    if not question.strip():
-        raise UserError('the question is empty; give it as an argument, such as qstar solve "Tom has ..."')
-    solver = Solver.load(model or newest_run(Path("runs")))
-    solution = solver.solve(question, strategy=strategy, budget=budget, seed=seed)
-    if trace is not None:
-        write_json(trace, solution.tree.to_json())
-    if as_json:
-        print(json.dumps(solution.to_json(), indent=2))
-    else:
-        show_solution(solution, Console())
-    if solution.error is not None:
-        raise UserError(f"the search ended early: {solution.error}")
+) -> bool:
+    """Solve a question (None: from standard input, one after the other on a terminal) and print the solution.
+
+    Ctrl-C ends a search with the best answer so far. Returns whether that happened to a single question.
+    """
+    interactive = question is None and sys.stdin.isatty()
+    if question is None and not interactive:
+        question = sys.stdin.buffer.read().decode(errors="surrogateescape")
+    if question is not None:
+        check_question(question)  # before anything is loaded
+    with _waiting("loading the model"):
+        solver = Solver.load(model or newest_run(Path("runs")))
+
+    def answer(question: str) -> bool:
+        last = follow(solver.stream(question.strip(), strategy=strategy, budget=budget, seed=seed))
+        solution = last.solution()
+        if trace is not None:
+            write_json(trace, solution.tree.to_json())
+        if as_json:
+            print(json.dumps(solution.to_json(), indent=2))
+        else:
+            show_solution(solution, Console())
+        if solution.error is not None:
+            raise UserError(f"the search ended early: {solution.error}")
+        if not last.done:
+            print("qstar: interrupted; this is the best answer so far", file=sys.stderr)
+        return not last.done
+
+    if question is not None:
+        return answer(question)
+    while True:
+        try:
+            question = input("question> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return False
+        try:
+            answer(question)
+        except UserError as error:
+            print(f"qstar: {printable(str(error))}", file=sys.stderr)
+
+
+def _waiting(text: str) -> contextlib.AbstractContextManager[object]:
+    """A sign of life on standard error if that is a terminal."""
+    return Console(stderr=True).status(text) if sys.stderr.isatty() else contextlib.nullcontext()
 
 
 def newest_run(folder: Path) -> Path:
@@ -122,37 +155,6 @@ def newest_run(folder: Path) -> Path:
             f"{folder}/ holds no trained run; train one with `qstar run configs/quickstart.yaml` or use --model"
         )
     return manifests[-1].parents[1]
-
-
-def show_solution(solution: Solution, console: Console) -> None:
-    """The chosen solution step by step with V as a bar, the answer, the other answers and the cost."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("step", "Q", "", ""):
-        table.add_column(name)
-    for step in solution.steps:
-        mark = {True: "✓", False: "✗ false equation", None: ""}[step.equations_hold]
-        number = "" if step.value is None else f"{step.value:.2f}"
-        table.add_row(escape(step.text), number, bar(step.value), mark)
-    console.print(table)
-    if solution.answer is None:
-        console.print("no complete solution within the budget; raise --budget", style="bold")
-    else:
-        console.print(f"answer {solution.answer}  (share of the vote {solution.confidence:.0%})", style="bold")
-        others = [f"{answer} {share:.0%}" for answer, share in solution.votes if answer != solution.answer]
-        if others:
-            console.print(f"other answers: {', '.join(others[:5])}")
-    ledger: Ledger = solution.ledger
-    console.print(
-        f"cost: {ledger.policy_tokens} tokens generated, {ledger.prompt_tokens} prefix tokens encoded, "
-        f"{ledger.expansions} expansions, {ledger.nodes} nodes, {ledger.seconds:.1f} s"
-    )
-
-
-def bar(value: float | None, width: int = 10) -> str:
-    """A value in [0, 1] as a bar of block characters."""
-    if value is None:
-        return ""
-    return "█" * round(value * width) + "░" * (width - round(value * width))
 
 
 def export_run(path: Path, format: str, file_type: str, to: Path) -> None:
@@ -201,7 +203,7 @@ def evaluate_run(
     config = run.config
     problems: list[Problem] = (run.dev if split == "dev" else load_test(config.data))[:limit]
     policy, value = run.models(with_value=True)
-    folder = path / "evals" / f"{split}-{len(problems)}"
+    folder = path / "evals" / f"{split}-{len(problems)}-{run.revisions}"
     comparison = compare(
         problems,
         policy,
@@ -216,6 +218,26 @@ def evaluate_run(
     draw_accuracy(comparison, folder / "accuracy.png")
     draw_coverage(comparison, folder / "coverage.png")
     show(comparison, abstain_below=abstain_below)
+    print(f"figures: {folder}")
+
+
+def sweep_run(path: Path, budgets: tuple[int, ...] | None, limit: int | None) -> None:
+    """A* on dev problems under every setting of `qstar.evaluate.compare.SWEEP`; the figures go to RUN/evals/."""
+    from qstar.evaluate.compare import sweep
+    from qstar.evaluate.table import accuracy_table, heuristic_table
+
+    run = open_run(path, "sft", "train-q")
+    problems = run.dev[:limit]
+    policy, value = run.models(with_value=True)
+    folder = path / "evals" / f"sweep-dev-{len(problems)}-{run.revisions}"
+    comparison = sweep(
+        problems, policy, value, run.config, folder, run.config.seed, budgets=budgets or run.config.eval.budgets
+    )
+    write_json(folder / "comparison.json", comparison.to_json())
+    console = Console()
+    for table in (accuracy_table(comparison), heuristic_table(comparison)):
+        console.print()
+        console.print(table)
     print(f"figures: {folder}")
 
 

@@ -1,6 +1,6 @@
 """Solve questions with a trained run: the object behind `qstar solve`.
 
-from qstar.solver import Solver
+from qstar import Solver
 solver = Solver.load("runs/quickstart")
 solution = solver.solve("Tom has 3 bags with 4 apples each. How many apples does Tom have?")
 print(solution.answer, solution.confidence)
@@ -14,19 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qstar.config import PolicyConfig, RunConfig, load_config
+from qstar.config import PolicyConfig, RunConfig
 from qstar.errors import UserError
 from qstar.grading.steps import equations
+from qstar.runs.directory import RunDirectory
 from qstar.search.ledger import Ledger
 from qstar.search.node import Tree
-from qstar.search.scheduler import SearchTask, search_many
+from qstar.search.scheduler import SearchResult, SearchTask, rule_for, search_many
 from qstar.search.select import select
 from qstar.types import Policy, Value
 
 
 @dataclass(frozen=True)
 class SolvedStep:
-    """One step of a chosen solution: its text, V after it in (0, 1), and whether its equations recompute
+    """One step of a chosen solution: its text, V after it in [0, 1], and whether its equations recompute
     (None: it has none)."""
 
     text: str
@@ -36,11 +37,12 @@ class SolvedStep:
 
 @dataclass(frozen=True)
 class Solution:
-    """The outcome of one search.
+    """What a search came to.
 
     answer: canonical number text, None if no complete solution was found within the budget.
-    confidence: the answer's share of the vote in [0, 1].
+    confidence: the answer's share of the vote in [0, 1]; for the selection rule "best", V of its solution.
     votes: share per distinct answer, largest first.
+    complete: whether the search came to its own end. error: why that was early, None if it was not.
     """
 
     question: str
@@ -49,19 +51,74 @@ class Solution:
     steps: tuple[SolvedStep, ...]
     votes: tuple[tuple[str, float], ...]
     ledger: Ledger
+    complete: bool
     error: str | None
     tree: Tree
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tree, as JSON data."""
-        fields = {
-            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("tree", "ledger", "steps")
-        }
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "tree"}
         return {
             **fields,
-            "steps": [dataclasses.asdict(s) for s in self.steps],
+            "steps": [dataclasses.asdict(step) for step in self.steps],
             "ledger": dataclasses.asdict(self.ledger),
         }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A search at the end of one of its steps. `budget` is in policy tokens; `done` marks the last one.
+
+    The tree grows on while the search goes on: read what you need before taking the next one.
+    """
+
+    result: SearchResult
+    config: RunConfig
+
+    @property
+    def done(self) -> bool:
+        return self.result.done
+
+    @property
+    def budget(self) -> int:
+        return self.config.search.budget
+
+    @property
+    def tokens(self) -> int:
+        """Policy tokens spent."""
+        return self.result.tree.spent
+
+    @property
+    def expansions(self) -> int:
+        """States at which steps were sampled."""
+        return self.result.tree.expansions
+
+    @property
+    def solutions(self) -> int:
+        """Complete solutions found."""
+        return len(self.result.terminals)
+
+    @property
+    def best_value(self) -> float | None:
+        """The highest V of a complete solution, None before there is one."""
+        return max((node.value for node in self.result.terminals if node.value is not None), default=None)
+
+    def solution(self) -> Solution:
+        """The answer as it stands."""
+        result = self.result
+        choice = select(result.tree, rule_for(self.config.search))
+        path = result.tree.path(choice.node) if choice.node is not None else []
+        return Solution(
+            question=result.question,
+            answer=choice.answer,
+            confidence=choice.confidence,
+            steps=tuple(_solved(node.step.text, node.value) for node in path if node.step is not None),
+            votes=tuple(choice.shares.items()),
+            ledger=result.ledger,
+            complete=result.done and result.error is None,
+            error=result.error,
+            tree=result.tree,
+        )
 
 
 def load_models(model: Path, q: Path | None, config: PolicyConfig, device: str) -> tuple[Policy, Value | None]:
@@ -88,7 +145,11 @@ def load_models(model: Path, q: Path | None, config: PolicyConfig, device: str) 
 
 
 class Solver:
-    """A policy, its values and the search settings of a run."""
+    """A policy, its values and the search settings of a run.
+
+    The methods raise UserError for an unknown strategy, a budget below one step, an empty question, or one that is
+    longer than the policy's context. strategy, budget: default to the run's; budget is in policy tokens a question.
+    """
 
     def __init__(self, policy: Policy, value: Value | None, config: RunConfig) -> None:
         self.policy = policy
@@ -98,52 +159,61 @@ class Solver:
     @classmethod
     def load(cls, run: str | Path) -> Solver:
         """Load the policy and Q head of a run directory. Raises UserError if a stage is missing."""
+        directory = RunDirectory.load(run)
+        directory.require("sft", "train-q")
         from qstar.policy.hub import resolve_device
 
-        run = Path(run)
-        if not (run / "config.yaml").is_file():
-            raise UserError(
-                f"{run} is not a run directory (no config.yaml); train one with `qstar run configs/quickstart.yaml`"
-            )
-        for stage, needed in (("sft", run / "sft" / "model"), ("train-q", run / "train-q" / "q")):
-            if not needed.is_dir():
-                raise UserError(
-                    f"{run} has no finished {stage} stage; continue it with `qstar run {run / 'config.yaml'}`"
-                )
-        config = load_config(run / "config.yaml")
-        device = resolve_device(config.policy.device)
-        policy, value = load_models(run / "sft" / "model", run / "train-q" / "q", config.policy, device)
-        return cls(policy, value, config)
+        policy, value = load_models(
+            directory.stage("sft").path / "model",
+            directory.stage("train-q").path / "q",
+            directory.config.policy,
+            resolve_device(directory.config.policy.device),
+        )
+        return cls(policy, value, directory.config)
 
     def solve(
         self, question: str, *, strategy: str | None = None, budget: int | None = None, seed: int = 0
     ) -> Solution:
-        """Search one question. Raises UserError for an unknown strategy or a budget below one step."""
+        """Search one question."""
         return next(self.solve_many([question], strategy=strategy, budget=budget, seed=seed))
 
     def solve_many(
         self, questions: Sequence[str], *, strategy: str | None = None, budget: int | None = None, seed: int = 0
     ) -> Iterator[Solution]:
-        """Search many questions at once in one batch; solutions come as they finish."""
-        search = dataclasses.replace(
-            self.config.search,
-            strategy=strategy or self.config.search.strategy,
-            budget=budget or self.config.search.budget,
-        )
+        """Search many questions side by side in one batch; solutions come as they finish."""
+        results = self._search(questions, strategy, budget, seed, partial=False)
+        return (progress.solution() for progress in results)
+
+    def stream(
+        self, question: str, *, strategy: str | None = None, budget: int | None = None, seed: int = 0
+    ) -> Iterator[Progress]:
+        """Search one question and report after each step of the search; the last report has the same solution as
+        `solve`. Stop whenever you like: each report knows the best answer so far."""
+        return self._search([question], strategy, budget, seed, partial=True)
+
+    def _search(
+        self, questions: Sequence[str], strategy: str | None, budget: int | None, seed: int, *, partial: bool
+    ) -> Iterator[Progress]:
+        for question in questions:
+            check_question(question)
+        given = {"strategy": strategy, "budget": budget}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        config = dataclasses.replace(self.config, search=dataclasses.replace(self.config.search, **changes))
         tasks = [SearchTask(str(index), question) for index, question in enumerate(questions)]
-        for result in search_many(tasks, self.policy, search, self.config.policy, seed=seed, value=self.value):
-            choice = select(result.tree, search.selection)
-            path = result.tree.path(choice.node) if choice.node is not None else []
-            yield Solution(
-                question=result.question,
-                answer=choice.answer,
-                confidence=choice.confidence,
-                steps=tuple(_solved(node.step.text, node.value) for node in path if node.step is not None),
-                votes=tuple(sorted(choice.shares.items(), key=lambda item: -item[1])),
-                ledger=result.ledger,
-                error=result.error,
-                tree=result.tree,
-            )
+        results = search_many(
+            tasks, self.policy, config.search, config.policy, seed=seed, value=self.value, partial=partial
+        )
+        return (Progress(result, config) for result in results)
+
+
+def check_question(question: str) -> None:
+    """Raise UserError for a question without text, or with bytes that are no text."""
+    if not question.strip():
+        raise UserError('the question is empty; give one, such as qstar solve "Tom has 3 bags with 4 apples each. ..."')
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise UserError("the question is not UTF-8 text; save it as UTF-8") from None
 
 
 def _solved(text: str, value: float | None) -> SolvedStep:

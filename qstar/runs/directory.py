@@ -189,6 +189,12 @@ class RunDirectory:
         """The folder of a stage, begun or not."""
         return Stage(name, self.path / name)
 
+    def require(self, *stages: str) -> None:
+        """Raise UserError, with the command that goes on, unless these stages are done."""
+        for name in stages:
+            if not self.stage(name).done:
+                raise UserError(f"{self.path} has no finished {name} stage; continue it with `qstar run {self.path}`")
+
     def inputs(self, stages: Sequence[StageSpec]) -> dict[str, dict[str, Any]]:
         """Per stage, in order: the fields that it and the stages before it depend on, with their values."""
         fields = {name: value for name, value in _flat(to_dict(self.config)) if name not in NEUTRAL}

@@ -39,7 +39,10 @@ class SearchTask:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search. terminals: complete solutions in the order they came up. error: why it ended early."""
+    """A search: finished or, if not `done`, as it stands between two steps; its tree then goes on growing.
+
+    terminals: complete solutions in the order they came up. error: why it ended early.
+    """
 
     problem_id: str
     question: str
@@ -48,6 +51,7 @@ class SearchResult:
     ledger: Ledger
     terminals: list[Node]
     error: str | None
+    done: bool = True
 
 
 @dataclass(eq=False)
@@ -74,8 +78,10 @@ def search_many(
     seed: int,
     value: Value | None = None,
     concurrency: int = 64,
+    partial: bool = False,
 ) -> Iterator[SearchResult]:
-    """Search every task with `config.strategy`; results come as they finish.
+    """Search every task with `config.strategy`; results come as they finish, with `partial` also at the start of a
+    search and after each of its steps (`done` is then false).
 
     With `value`, the states after new steps (of whole solutions: their ends) are scored by it; otherwise candidates
     carry V on their steps. A problem with bad values or proposals ends with `error` set; the others go on.
@@ -94,7 +100,7 @@ def search_many(
         )
     if concurrency < 1:
         raise UserError(f"concurrency is {concurrency}; it must be at least 1")
-    return _Scheduler(policy, config, limits, seed, value).run(iter(tasks), concurrency)
+    return _Scheduler(policy, config, limits, seed, value, partial).run(iter(tasks), concurrency)
 
 
 def rule_for(config: SearchConfig) -> Rule:
@@ -105,18 +111,20 @@ def rule_for(config: SearchConfig) -> Rule:
 
 class _Scheduler:
     def __init__(
-        self, policy: Policy, config: SearchConfig, limits: PolicyConfig, seed: int, value: Value | None
+        self, policy: Policy, config: SearchConfig, limits: PolicyConfig, seed: int, value: Value | None, partial: bool
     ) -> None:
         self.policy, self.config, self.limits, self.seed, self.value = policy, config, limits, seed, value
+        self.partial = partial
         self.strategy = STRATEGIES[config.strategy]
         self.queue: deque[Request] = deque()
         self.waiting: dict[int, _Running] = {}  # by the seed of a request not yet answered
         self.running: dict[str, _Running] = {}  # by problem id
-        self.finished: deque[SearchResult] = deque()
+        self.results: deque[SearchResult] = deque()
 
     def run(self, tasks: Iterator[SearchTask], concurrency: int) -> Iterator[SearchResult]:
         self._fill(tasks, concurrency)
-        while self.running or self.finished:
+        while self.running or self.results:
+            yield from self._results()
             answered = 0
             if self.queue:
                 for proposal in self.policy.propose(self.queue):
@@ -130,11 +138,10 @@ class _Scheduler:
                 for running in list(self.running.values()):
                     self._finish(running, "the policy returned nothing for a request")
                 self._fill(tasks, concurrency)
-            yield from self._results()
 
     def _results(self) -> Iterator[SearchResult]:
-        while self.finished:
-            yield self.finished.popleft()
+        while self.results:
+            yield self.results.popleft()
 
     def _fill(self, tasks: Iterator[SearchTask], concurrency: int) -> None:
         while len(self.running) < concurrency and (task := next(tasks, None)) is not None:
@@ -177,6 +184,8 @@ class _Scheduler:
         running.requests, running.answers = requests, {}
         self.waiting.update((request.seed, running) for request in requests)
         self.queue.extend(requests)
+        if self.partial:
+            self._report(running, None, done=False)
 
     def _enough(self, running: _Running) -> bool:
         verify, nodes = running.task.verify, running.tree.nodes
@@ -190,10 +199,15 @@ class _Scheduler:
         for request in running.requests:
             self.waiting.pop(request.seed, None)
         del self.running[running.task.problem_id]
+        self._report(running, error, done=True)
+
+    def _report(self, running: _Running, error: str | None, *, done: bool) -> None:
         tree, seconds = running.tree, time.perf_counter() - running.started
         ledger = running.ledger + Ledger(expansions=tree.expansions, nodes=len(tree.nodes), seconds=seconds)
-        self.finished.append(
-            SearchResult(tree.problem_id, tree.question, self.config.strategy, tree, ledger, tree.terminals, error)
+        self.results.append(
+            SearchResult(
+                tree.problem_id, tree.question, self.config.strategy, tree, ledger, tree.terminals, error, done
+            )
         )
 
     def _with_values(self, running: _Running, proposal: Proposal) -> Proposal:
