@@ -26,8 +26,6 @@ MAX_UNIT_WORDS = 12
 _UNIT_LETTERS = frozenset("aAIcdghklLmst")
 """Single letters read as a word or unit behind a number; any other letter stands for a number."""
 
-_VERBS = frozenset({"is", "are", "was", "were", "equals", "because", "so", "then", "if", "but", "that"})
-
 
 @dataclass(frozen=True, slots=True)
 class Number:
@@ -94,7 +92,7 @@ class Parser:
             if kind == "word":
                 word = self.tokens[index].text
                 letter = len(word) == 1 and word not in _UNIT_LETTERS
-                if letter or self.is_unknown(index) or word.lower() in _VERBS:
+                if letter or self.is_unknown(index):
                     break
                 index += 1
             elif kind == "operator" and self.operator(index) == "/" and self.kind(index + 1) == "word":

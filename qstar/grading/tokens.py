@@ -38,8 +38,9 @@ _TOKEN = re.compile(
     r"""
     (?P<skip>[\s$\u20ac\u00a3\u00a2`]+|\\(?:left|right|text|mathrm|mathbf)(?![a-z])|\\[,;:!\ ()\[\]$])
     |(?P<over>divided\ by(?![a-z])|\u00f7|\\div(?![a-z]))
-    |(?P<word>(?:(?:(?<=[0-9])-|/[ ]?)(?=[^\W\d_]{2}))?[^\W\d_]+(?:['\u2019&-][^\W\d_]+)*
-        (?:(?<=\bsq)\.|(?<=\bcu)\.|(?<=\bft)\.|(?<=\bin)\.|(?<=\boz)\.|(?<=\blbs)\.|(?<=\ba)\.m\.|(?<=\bp)\.m\.)?)
+    |(?P<vulgar>[\u00bd\u00bc\u00be\u2153\u2154])
+    |(?P<word>(?:(?:(?<=[0-9])-|/[ ]?)(?=[^\W\d_]{2}))?[^\W\d_]+(?:['\u2019&-][^\W\d_]+)*(?:(?<=s)['\u2019])?
+        (?:(?<=\bsq)\.|(?<=\bcu)\.|(?<=\bft)\.|(?<=\bin)\.|(?<=\boz)\.|(?<=\bhr)\.|(?<=\blbs)\.|(?<=\ba)\.m\.|(?<=\bp)\.m\.)?)
     |(?P<clock>[0-9]{1,2}:[0-9]{2}(?![0-9]))
     |(?P<mixed>[0-9]{1,9}[ ]+(?:and[ ]+(?![0-9]+/[0-9]+[ ]+of\b))?[0-9]{1,9}/[0-9]{1,9}(?![0-9.,/]*[0-9/]))
     |(?P<number>[0-9]{1,3}(?:,[0-9]{3}){1,10}(?![0-9])(?:\.[0-9]+)?
@@ -57,6 +58,7 @@ _TOKEN = re.compile(
 _OPERATORS = {"times": "*", "star": "*", "over": "/", "slash": "/", "power": "^", "plus": "+", "minus": "-"}
 _KINDS: dict[str, Kind] = {"word": "word", "equals": "equals", "frac": "frac"}
 _WORD_OPERATORS = {"x": "*", "times": "*", "plus": "+", "minus": "-", "of": "*"}
+_VULGAR = {"½": Fraction(1, 2), "¼": Fraction(1, 4), "¾": Fraction(3, 4), "⅓": Fraction(1, 3), "⅔": Fraction(2, 3)}
 _ARTICLES = frozenset({"the", "these", "those"})
 _IS = frozenset({"is", "are", "equals", "was", "were"})
 
@@ -73,6 +75,8 @@ def tokenize(text: str) -> list[Token]:
             tokens.append(Token(_KINDS[kind], match[0], start, end))
         elif kind in ("number", "percent"):
             tokens.append(_number(match["number"], start, end, percent=match["percent"] is not None))
+        elif kind == "vulgar":
+            tokens.append(_vulgar(tokens, match[0], start, end))
         elif kind == "mixed":
             tokens += _mixed(match[0], start, end)
         elif operator := _OPERATORS.get(kind):
@@ -95,6 +99,14 @@ def _number(text: str, start: int, end: int, percent: bool = False) -> Token:
         return Token("other", text, start, end)
     value = Fraction(digits)
     return Token("number", text, start, end, value / 100 if percent else value, len(digits.partition(".")[2]), percent)
+
+
+def _vulgar(tokens: list[Token], text: str, start: int, end: int) -> Token:
+    """The number of a sign such as ½, joined with the whole number it touches (2½)."""
+    if tokens and tokens[-1].kind == "number" and tokens[-1].end == start and tokens[-1].text.isdecimal():
+        whole = tokens.pop()
+        return Token("number", whole.text + text, whole.start, end, whole.value + _VULGAR[text])
+    return Token("number", text, start, end, _VULGAR[text])
 
 
 def _mixed(text: str, start: int, end: int) -> list[Token]:

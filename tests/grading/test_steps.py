@@ -57,6 +57,8 @@ SAMPLE = Path(__file__).parent.parent / "data" / "gsm8k_sample"
         ("5 - 3 = 2x the size", "5 - 3", "2", 2),
         ("That is 12 kg + 3 kg = 15 kg.", "12 kg + 3", "15", 15),
         ("12 / (2 + 4) = 2", "12 / (2 + 4)", "2", 2),
+        ("1 - ¾ = ¼", "1 - ¾", "¼", Fraction(1, 4)),
+        ("Of the 16 fish - 6 were eaten - 2 were sold = 8", "16 fish - 6 were eaten - 2", "8", 8),
     ],
 )
 def test_true_equations(text: str, left: str, right: str, value: int | Fraction) -> None:
