@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -67,7 +66,7 @@ def load_causal_lm(
     source = {"revision": revision or "main", "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name, **source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged config.json fails in whatever code first reads the bad field
         raise UserError(f"model {name} cannot be loaded: {_one_line(error)}") from None
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or []
@@ -84,7 +83,7 @@ def load_causal_lm(
             output_loading_info=True,
             **source,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # as above: a field can be well-formed and still describe no model
         raise UserError(f"weights of {name} cannot be loaded: {_one_line(error)}") from None
     model, info = loaded
     if info["missing_keys"]:
@@ -129,7 +128,7 @@ def model_revision(directory_or_id: str | Path, revision: str | None = None) -> 
     if not Path(name).is_dir():
         try:
             commit = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)._commit_hash
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as in load_causal_lm
             raise UserError(f"model {name} cannot be loaded: {_one_line(error)}") from None
         return str(commit)[:12]
     files = sorted(Path(name).glob("*.safetensors"))
@@ -146,7 +145,7 @@ def _checked_name(path_or_id: str | Path) -> str:
     """The name as text, after telling folders from hub ids. Raises UserError for a folder without a model."""
     name = str(path_or_id)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name.strip() and path.is_dir():  # Path("") is the current folder
         if not (path / "config.json").is_file():
             raise UserError(f"model folder {name} has no config.json; point to a saved transformers checkpoint")
         return str(path)

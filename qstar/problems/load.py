@@ -119,7 +119,7 @@ def parse_row(row: Row, question_column: str, answer_column: str, source: str) -
 
 def _text(row: Row, column: str, role: str) -> str:
     if column not in row.record:
-        names = [name[:40] for name in list(row.record)[:20]]
+        names = [name[:40] for name in list(row.record)[:10]]
         near = difflib.get_close_matches(column, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else f"it has {', '.join(map(repr, names)) or 'no columns'}; "
         raise UserError(f"{row.where}: no column {column!r}; {hint}name it with data.{role}_column")
