@@ -68,6 +68,7 @@ def search_run(
                 {
                     "key": problem.id,
                     "settings": settings,
+                    "gold": problem.answer,
                     "answer": choice.answer,
                     "status": "error" if result.error else grade(solution, problem.answer).status,
                     "error": result.error,
