@@ -35,7 +35,7 @@ def tables(comparison: Comparison, abstain_below: float | None = None) -> Iterat
     yield accuracy_table(comparison)
     yield spending_table(comparison)
     reference = next((cell for cell in comparison.cells if cell.strategy == "astar"), None)
-    if reference is not None and len(_rows(comparison)) > 1:
+    if reference is not None and len(rows_by_label(comparison)) > 1:
         yield mcnemar_table(comparison, reference)
     if any(cell.consistency.edges or cell.agreement.pairs for cell in comparison.cells):
         yield heuristic_table(comparison)
@@ -52,7 +52,7 @@ def accuracy_table(comparison: Comparison) -> RenderableType:
         [str(budget) for budget in comparison.budgets],
         {
             label: [_accuracy(cells.get(budget)) for budget in comparison.budgets]
-            for label, cells in _rows(comparison).items()
+            for label, cells in rows_by_label(comparison).items()
         },
         "!k: k problems ended with an error and count as not solved" if errors else "",
     )
@@ -68,7 +68,7 @@ def _accuracy(cell: Cell | None) -> Text | str:
 
 def spending_table(comparison: Comparison) -> RenderableType:
     """Tokens really spent, the oracle's accuracy, and the tokens that match majority (or else the first row)."""
-    rows = _rows(comparison)
+    rows = rows_by_label(comparison)
     label, baseline = next(
         ((label, cells) for label, cells in rows.items() if cells[max(cells)].strategy == "majority"),
         next(iter(rows.items())),
@@ -95,7 +95,7 @@ def spending_table(comparison: Comparison) -> RenderableType:
 
 def mcnemar_table(comparison: Comparison, reference: Cell) -> RenderableType:
     """The reference's model and strategy against every other row, at each budget."""
-    rows = _rows(comparison)
+    rows = rows_by_label(comparison)
     label = next(label for label, cells in rows.items() if reference in cells.values())
     return _table(
         f"{label} against each (problems only it solves : only the other solves, p)",
@@ -191,7 +191,7 @@ def _table(
     return Group(Text(title, "bold"), table, *([Text(caption, "dim")] if caption else []))
 
 
-def _rows(comparison: Comparison) -> dict[str, dict[int, Cell]]:
+def rows_by_label(comparison: Comparison) -> dict[str, dict[int, Cell]]:
     """Cells by row label and budget. A label leaves out what is the same in every row."""
     names = {cell.name for cell in comparison.cells}
     strategies = {cell.strategy for cell in comparison.cells}
@@ -204,7 +204,7 @@ def _rows(comparison: Comparison) -> dict[str, dict[int, Cell]]:
 
 def _largest(comparison: Comparison) -> dict[str, Cell]:
     """The cell with the largest budget of each row."""
-    return {label: cells[max(cells)] for label, cells in _rows(comparison).items()}
+    return {label: cells[max(cells)] for label, cells in rows_by_label(comparison).items()}
 
 
 def _at(title: str, comparison: Comparison) -> str:
