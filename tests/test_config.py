@@ -143,6 +143,8 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
         ("data.generator.min_operations", "6"),
         ("data.generator.max_operations", "9"),
         ("data.generator.max_distractors", "-1"),
+        ("data.generator.stories", "0"),
+        ("data.generator.stories", "11"),
         ("policy.temperature", "0"),
         ("policy.temperature", "5.1"),
         ("policy.top_k", "0"),

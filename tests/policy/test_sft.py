@@ -103,6 +103,19 @@ def test_the_loss_is_the_weighted_mean_over_answer_tokens_alone(tmp_path: Path) 
     assert report.tokens == sum(len(part) for item in items for part in tokens(item))
 
 
+def test_the_question_carries_loss_when_asked_to(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e-30, weight_decay=0.0, question_loss=True)
+    items = [example(3)] * 20  # equal batches
+    report = train(tmp_path / "m", items, config)
+    prompt, solution = tokens(items[0])
+    ids = torch.tensor(prompt + solution)
+    with torch.no_grad():
+        logits = tiny.model()(ids[None]).logits[0]
+    expected = float(torch.nn.functional.cross_entropy(logits[:-1], ids[1:]))
+    assert report.losses == ((5, pytest.approx(expected, rel=1e-4)),)
+    assert report.target_tokens == 20 * (len(ids) - 1)
+
+
 def test_weight_zero_teaches_nothing(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, epochs=1, weight_decay=0.0)
     train(tmp_path / "m", [dataclasses.replace(item, weight=0.0) for item in EXAMPLES], config)

@@ -153,6 +153,18 @@ def test_all_sizes_occur() -> None:
     assert {len(d.extra) for d in drafts} == {0, 1, 2}
 
 
+def test_fewer_stories_mean_fewer_words() -> None:
+    words: list[set[str]] = []
+    for count in (1, 3, 10):
+        config = dataclasses.replace(SMALL, stories=count)
+        words.append({word for p in generate(config, "train") for word in re.findall(r"[a-z]+", p.question.lower())})
+    assert {"apples", "pears", "plums", "lemons"} <= words[0]
+    assert not {"stamps", "cakes", "cows", "miles"} & words[0]  # of the other stories
+    assert {"stamps", "cakes"} <= words[1]
+    assert not {"cows", "miles"} & words[1]
+    assert {"cows", "miles"} <= words[2]
+
+
 def test_problems_are_complete_and_distinct() -> None:
     for split, count in (("train", SMALL.train), ("test", SMALL.test)):
         problems = generate(SMALL, split)  # type: ignore[arg-type]
