@@ -161,6 +161,8 @@ class ValueConfig:
     fully trained as a value model."""
     layers: tuple[int, ...] = (-1,)
     """Hidden states read, by layer (-1 = last)."""
+    path: bool = True
+    """Also read how probable the policy found the path: sum, last and lowest log-probability of its steps."""
     hidden_size: int = 256
     """Width of the head's hidden layer."""
     epochs: float = 4.0

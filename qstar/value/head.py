@@ -2,12 +2,15 @@
 
 Algorithm card
     Objective   V(s.a) = Q(s, a) = P(final answer correct | s.a), read where step a ends.
-    Equation    x_l = standardise(layer_norm(h_l)) for each layer l read;
-                logit = (w2 . silu(W1 [x_1; ..; x_L] + b1) + b2) / temperature.
+    Equation    x_l = standardise(layer_norm(h_l)) for each layer l read; p = standardise(sum, last and lowest
+                log-probability of the path's steps);
+                logit = (w2 . silu(W1 [x_1; ..; x_L; p] + b1) + b2) / temperature.
     Source      Outcome-supervised value model: Yu et al. 2024 (OVM); Cobbe et al. 2021 (verifiers).
     Departures  The head reads several layers of a language model that stays a plain causal LM; each dimension is
                 standardised with training statistics, because a few dimensions of a trunk's hidden states are orders
-                of magnitude larger than the rest; the temperature is fitted on dev problems after training.
+                of magnitude larger than the rest; the temperature is fitted on dev problems after training. The
+                log-probabilities p are a function of the state, known while decoding; a slip of a small policy is
+                often an improbable token that its hidden states do not mark as a slip.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +51,7 @@ class ValueHeadConfig:
     layers: hidden states read: i >= 0 is the output of decoder layer i, -1 the last one after the final norm, -2 the
         output of the layer before the last, and so on.
     hidden_size: width D of the trunk. width: of the head's hidden layer.
+    path: whether the path's log-probabilities are read too (`path_features`).
     temperature: calibration divisor of the logit, > 0.
     trunk: frozen (the policy itself) or separate (its own trained copy).
     base_model, base_revision: the language model the trunk is, or started from.
@@ -60,6 +65,7 @@ class ValueHeadConfig:
     base_model: str
     base_revision: str
     tokenizer: str
+    path: bool = True
     temperature: float = 1.0
     boundary: str = BOUNDARY
 
@@ -86,11 +92,18 @@ class ValueHeadConfig:
                 )
 
 
+def path_features(logprobs: Sequence[float]) -> tuple[float, float, float]:
+    """Sum, last and lowest of the log-probabilities (nats) of a path's steps, all 0 for the empty path."""
+    return (sum(logprobs), logprobs[-1], min(logprobs)) if logprobs else (0.0, 0.0, 0.0)
+
+
 class ValueHead(nn.Module):
-    """A two-layer perceptron over standardised hidden states."""
+    """A two-layer perceptron over standardised hidden states and path features."""
 
     center: Tensor
     scale: Tensor
+    path_center: Tensor
+    path_scale: Tensor
 
     def __init__(self, config: ValueHeadConfig) -> None:
         super().__init__()
@@ -99,29 +112,37 @@ class ValueHead(nn.Module):
         shape = (len(config.layers), config.hidden_size)
         self.register_buffer("center", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
-        self.inner = nn.Linear(shape[0] * shape[1], config.width)
+        path = len(path_features(())) if config.path else 0
+        self.register_buffer("path_center", torch.zeros(path))
+        self.register_buffer("path_scale", torch.ones(path))
+        self.inner = nn.Linear(shape[0] * shape[1] + path, config.width)
         self.outer = nn.Linear(config.width, 1)
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """[B, L, D] hidden states -> [B, L, D] float32 of mean 0 and variance 1 within each vector."""
         return layer_norm(hidden.float(), (hidden.shape[-1],))
 
-    def standardise_on(self, features: Tensor) -> None:
-        """Set the per-dimension statistics from normalised training features [N, L, D]."""
+    def standardise_on(self, features: Tensor, paths: Tensor) -> None:
+        """Set the per-dimension statistics from normalised features [N, L, D] and path features [N, 3] of training."""
         self.center.copy_(features.mean(0, dtype=torch.float32))
         # One pass in chunks: the features may be half precision and much larger than the head.
         total = sum((chunk.float() - self.center).square().sum(0) for chunk in torch.split(features, 4096))
         self.scale.copy_((torch.as_tensor(total) / len(features)).sqrt().clamp_min(1e-4).reciprocal())
+        if self.config.path:
+            self.path_center.copy_(paths.mean(0))
+            self.path_scale.copy_(paths.std(0, correction=0).clamp_min(1e-4).reciprocal())
 
-    def readout(self, features: Tensor) -> Tensor:
-        """[B, L, D] features from `normalise` -> [B] float32 logits before temperature and cut."""
-        x = (features.float() - self.center) * self.scale
-        logits: Tensor = self.outer(nn.functional.silu(self.inner(x.flatten(1)))).squeeze(-1)
+    def readout(self, features: Tensor, paths: Tensor) -> Tensor:
+        """[B, L, D] features from `normalise`, path features [B, 3] -> [B] float32 logits before temperature and cut."""
+        x = ((features.float() - self.center) * self.scale).flatten(1)
+        if self.config.path:
+            x = torch.cat([x, (paths.to(x) - self.path_center) * self.path_scale], dim=1)
+        logits: Tensor = self.outer(nn.functional.silu(self.inner(x))).squeeze(-1)
         return logits
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[B, L, D] hidden states -> [B] float32 logits of V, calibrated, within +-15."""
-        logits = self.readout(self.normalise(hidden)) / self.config.temperature
+    def forward(self, hidden: Tensor, paths: Tensor) -> Tensor:
+        """[B, L, D] hidden states, path features [B, 3] -> [B] float32 logits of V, calibrated, within +-15."""
+        logits = self.readout(self.normalise(hidden), paths) / self.config.temperature
         return logits.clamp(-MAX_LOGIT, MAX_LOGIT)
 
     def calibrated(self, temperature: float) -> ValueHead:

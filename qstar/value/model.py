@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qstar.errors import UserError
 from qstar.policy.prompt import encode_prompt
 from qstar.types import State
-from qstar.value.head import ValueHead
+from qstar.value.head import ValueHead, path_features
 
 BATCH_TOKENS = 8192
 """Padded tokens in one forward pass."""
@@ -43,7 +43,9 @@ class ValueModel(nn.Module):
         for batch in length_batches([len(row) for row in rows]):
             chosen = [rows[i] for i in batch]
             hidden = read_hidden(self.trunk, chosen, [[len(row) - 1] for row in chosen], self.head.layers)
-            for i, value in zip(batch, self.head(hidden).sigmoid().tolist(), strict=True):
+            paths = [path_features([step.logprob for step in states[i].steps]) for i in batch]
+            logits = self.head(hidden, torch.tensor(paths, device=hidden.device))
+            for i, value in zip(batch, logits.sigmoid().tolist(), strict=True):
                 values[i] = value
         self.tokens_encoded += sum(map(len, rows))
         return values

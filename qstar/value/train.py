@@ -97,20 +97,22 @@ def train_head(
     head = work.new_head(device)
     features = work.features(model, head, work.train, "train")
     dev_features = work.features(model, head, work.dev, "dev")
-    head.standardise_on(features)
+    paths, dev_paths = (torch.from_numpy(data.paths).float() for data in (work.train, work.dev))
+    head.standardise_on(features, paths)
     first = work.train.first
 
     def backward(batch: list[list[int]]) -> float:
         rows = [row for problem in batch for row in problem]
         index = torch.cat([torch.arange(first[row], first[row + 1]) for row in rows])
-        logits = head.readout(features[index].to(device))
+        logits = head.readout(features[index].to(device), paths[index].to(device))
         loss = Objective(work.train, batch, device)(rows, logits)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
     @torch.no_grad()
     def dev_logits() -> Floats:
-        parts = [head.readout(part.to(device)).cpu() for part in torch.split(dev_features, 4096)]
+        pairs = zip(torch.split(dev_features, 4096), torch.split(dev_paths, 4096), strict=True)
+        parts = [head.readout(part.to(device), path.to(device)).cpu() for part, path in pairs]
         return torch.cat(parts).double().numpy()
 
     fitted = work.fit(head, backward, dev_logits, on_epoch)
@@ -147,7 +149,9 @@ def train_separate(
         hidden = read_hidden(
             value.trunk, [data.rows[row] for row in rows], [data.ends[row] for row in rows], value.head.layers
         )
-        return value.head.readout(value.head.normalise(hidden))
+        ends = [end for row in rows for end in range(data.first[row], data.first[row + 1])]
+        paths = torch.from_numpy(data.paths[ends]).float().to(device)
+        return value.head.readout(value.head.normalise(hidden), paths)
 
     def backward(batch: list[list[int]]) -> float:
         objective = Objective(work.train, batch, device)
@@ -207,6 +211,7 @@ class _Work:
             hidden_size=model.config.get_text_config().hidden_size,
             width=config.hidden_size,
             trunk=config.trunk,
+            path=config.path,
             base_model=str(model.config.name_or_path),
             base_revision=base_revision,
             tokenizer=tokenizer_fingerprint(tokenizer),

@@ -77,8 +77,8 @@ def test_a_value_does_not_depend_on_the_rest_of_the_batch() -> None:
 def test_scores_use_the_token_ids_of_the_steps_and_count_them() -> None:
     model = value_model()
     ids = tuple(TOKENIZER.encode("apples"))
-    split = State("Why?", (Step("12", (ids[0],), -1.0), Step("", ids[1:], -1.0)))
-    whole = State("Why?", (Step("ignored text", ids, -1.0),))
+    split = State("Why?", (Step("12", (ids[0],), 0.0), Step("", ids[1:], 0.0)))
+    whole = State("Why?", (Step("ignored text", ids, 0.0),))
     scores = model.score([split, whole])
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
     assert model.tokens_encoded == 2 * len(state_ids(TOKENIZER, whole))

@@ -61,8 +61,8 @@ def test_a_step_that_decides_the_outcome_is_learned_on_other_problems(tmp_path: 
 
 def test_the_saved_value_is_the_returned_one(tmp_path: Path) -> None:
     head, _ = run(tmp_path / "f", "frozen", train_head)
-    hidden = torch.randn(4, 2, 32)
-    assert torch.equal(ValueHead.from_pretrained(tmp_path / "f")(hidden), head(hidden))
+    hidden, paths = torch.randn(4, 2, 32), -torch.rand(4, 3)
+    assert torch.equal(ValueHead.from_pretrained(tmp_path / "f")(hidden, paths), head(hidden, paths))
     value, _ = run(tmp_path / "s", "separate", train_separate)
     some = [t.state(1) for t in DEV[:5]]
     assert ValueModel.from_pretrained(tmp_path / "s").score(some) == pytest.approx(value.score(some), abs=1e-6)
