@@ -84,13 +84,19 @@ def _draw(comparison: Comparison, draw: Callable[[Any, list[Cell], dict[str, Any
         rows.setdefault((cell.name, cell.strategy), []).append(cell)
     names = list(dict.fromkeys(name for name, _ in rows))
     known = list(STRATEGIES)
+    # A strategy's own colour, or the next free one: there are more strategies than colours.
+    colours: dict[str, str] = {}
+    for strategy in sorted({strategy for _, strategy in rows} - {"astar"}, key=known.index):
+        own = known.index(strategy) % len(COLOURS)
+        free = (colour for colour in COLOURS[own:] + COLOURS[:own] if colour not in colours.values())
+        colours[strategy] = next(free, COLOURS[own])
     sweep = len({strategy for _, strategy in rows}) == 1 and len(names) > 1
     for (name, strategy), cells in rows.items():
         # A comparison of one strategy under several names, such as a sweep, gives each name a colour.
         number = names.index(name) if sweep else known.index(strategy)
         astar = strategy == "astar" and not sweep
         style = {
-            "color": ASTAR_COLOUR if astar else COLOURS[number % len(COLOURS)],
+            "color": ASTAR_COLOUR if astar else COLOURS[number % len(COLOURS)] if sweep else colours[strategy],
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": LINES[names.index(name) % len(LINES)],
             "linewidth": 2.4 if astar else 1.3,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qstar.evaluate.compare import Cell, Comparison
-from qstar.evaluate.plots import ASTAR_COLOUR, COLOURS, LINES, accuracy_figure, coverage_figure, save_png
+from qstar.evaluate.plots import ASTAR_COLOUR, COLOURS, LINES, MARKERS, accuracy_figure, coverage_figure, save_png
 from qstar.value.calibrate import Bin
 
 VARIABLES = {
@@ -35,6 +35,9 @@ VARIABLES = {
 
 OUTCOMES = {"solved": "#009E73", "policy": "#E69F00", "value": "#0072B2", "budget": "#CC79A7", "error": "#000000"}
 
+SHAPES = dict(zip(MARKERS, "●■▼▲◆◀▶⬟✖⬢✚", strict=True)) | {"x": "✕"}
+"""Markers of the drawings as characters."""
+
 SIZE = (5.0, 3.5)
 """Inches on a page; its text is then about as large as the page's on a phone."""
 
@@ -46,11 +49,12 @@ _KEPT = re.compile(r"[a-z-]+")
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend: colour as CSS, dash pattern and marker of the line."""
+    """An entry of a legend: colour as CSS; of a line also whether it is dashed and its marker as a character."""
 
     label: str
     colour: str
     dashed: bool
+    marker: str
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ def funnel(counts: Mapping[str, Mapping[str, int]], folder: Path) -> Drawing:
         found = [count[stage] for stage in stages]
         axes.barh(places, found, height=0.92 * height, color=_colour(number), label=run)
         for place, value in zip(places, found, strict=True):
-            axes.annotate(f" {value:,}", (value, place), va="center", fontsize=9)
+            axes.annotate(f"{value:,}", (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(stages)), stages)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
@@ -197,7 +201,8 @@ def _key(handle: Any, label: str) -> Key:
 
     line = hasattr(handle, "get_linestyle")
     colour = to_hex(handle.get_color() if line else handle.patches[0].get_facecolor())
-    return Key(label, VARIABLES.get(colour, colour), line and handle.get_linestyle() not in ("-", "solid"))
+    marker = SHAPES.get(str(handle.get_marker()), "") if line else ""
+    return Key(label, VARIABLES.get(colour, colour), line and handle.get_linestyle() not in ("-", "solid"), marker)
 
 
 def _inline(svg: bytes, name: str) -> str:
@@ -216,13 +221,13 @@ def _inline(svg: bytes, name: str) -> str:
             elif _KEPT.fullmatch(key):
                 element.set(key, value)
         for key in ("fill", "stroke"):
-            if (value := element.get(key)) and value.lower() in VARIABLES:
-                element.set(key, VARIABLES[value.lower()])
+            if (colour := element.get(key, "").lower()) in VARIABLES:
+                element.set(key, VARIABLES[colour])
         if element.tag == f"{{{_SVG}}}text" and element.get("fill") is None:
             element.set("fill", "var(--ink)")
         for key in ("id", _LINK, "clip-path"):
-            if value := element.get(key):
-                element.set(key, re.sub(r"^(#|url\(#)?", rf"\g<0>{name}-", value, count=1))
+            if reference := element.get(key):
+                element.set(key, re.sub(r"^(#|url\(#)?", rf"\g<0>{name}-", reference, count=1))
     root.attrib.pop("width", None)
     root.attrib.pop("height", None)
     root.set("role", "img")

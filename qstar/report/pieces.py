@@ -54,23 +54,26 @@ def rows_table(
         for row in body
     )
     foot = f'<p class="soft small">{escape(note)}</p>' if note else ""
+    name = escape(title)
     return (
-        f'<h3>{escape(title)}</h3><div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
-        f"<table{' class=wide' if wide else ''}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{foot}"
+        f'<div class="block"><h3>{name}</h3><div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        f"<table{' class=wide' * wide}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{foot}</div>"
     )
 
 
 def _legend(keys: Sequence[Key]) -> str:
-    """HTML of a legend."""
     if not keys:
         return ""
-    dash = ' stroke-dasharray="5 3"'
-    items = (
-        '<li><svg viewBox="0 0 24 10" width="24" height="10" aria-hidden="true"><path d="M0 5H24" '
-        f'stroke="{escape(key.colour)}" stroke-width="4"{dash * key.dashed}/>'
-        f"</svg><bdi>{escape(key.label)}</bdi></li>"
-        for key in keys
-    )
+    dash, items = ' stroke-dasharray="5 3"', []
+    for key in keys:
+        colour = escape(key.colour)
+        width = 2 if key.marker else 5
+        mark = f'<text x="14" y="10" font-size="12" text-anchor="middle" fill="{colour}">{key.marker}</text>'
+        items.append(
+            '<li><svg viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">'
+            f'<path d="M0 6H28" stroke="{colour}" stroke-width="{width}"{dash * key.dashed}/>{mark}</svg>'
+            f"<bdi>{escape(key.label)}</bdi></li>"
+        )
     return f'<ul class="keys">{"".join(items)}</ul>'
 
 
@@ -82,7 +85,8 @@ def example(searched: Searched, run: str) -> str:
     steps = "".join(_example_step(node) for node in tree.path(searched.node)) if searched.node else ""
     cost = f"{tree.strategy}, {tree.spent} tokens, {len(tree.nodes)} nodes"
     return (
-        f'<article><p class="text">{short_html(tree.question, 1200)}</p><ol>{steps or "<li>no complete solution</li>"}</ol>'
+        f'<article><p class="text">{short_html(tree.question, 1200)}</p>'
+        f"<ol>{steps or '<li>no complete solution</li>'}</ol>"
         f'<p><b class="{tone}">{mark} {short_html(searched.answer or "no answer", 80)}</b>{short_html(right, 80)} '
         f"{''.join(f'<span class=tag>{tag}</span> ' for tag in tags)}</p>"
         f'<p class="soft small">{escape(f"{run}: " * bool(run))}{short_html(cost, 100)}</p></article>'

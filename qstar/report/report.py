@@ -141,29 +141,24 @@ def _comparisons(runs: Sequence[RunData], folder: Path) -> Iterator[Section]:
             joined[found.problems] = known + found if known else found
             sources.setdefault(found.problems, []).append(f"{run.name}/{path.parent.relative_to(run.path)}")
     for number, (problems, comparison) in enumerate(joined.items(), start=1):
-        suffix = f"-{number}" if len(joined) > 1 else ""
         where = f"{len(problems)} problems; {', '.join(sources[problems])}"
-        yield from _comparison(comparison, where, suffix, folder)
+        suffix, note = (f"-{number}", f" ({len(problems)} problems)") if len(joined) > 1 else ("", "")
+        for name, title, html in _comparison(comparison, where, suffix, folder):
+            yield name, title + note, html
 
 
 def _comparison(comparison: Comparison, where: str, suffix: str, folder: Path) -> Iterator[Section]:
     rows = {label: cells[max(cells)] for label, cells in rows_by_label(comparison).items()}
     outcome, abstention = failure_table(comparison), abstention_table(comparison)
-    shown = [
-        table_of(table)
-        for table in tables(comparison)
-        if title_of(table) not in (title_of(outcome), title_of(abstention))
-    ]
+    elsewhere = (title_of(outcome), title_of(abstention))
+    shown = "".join(table_of(table) for table in tables(comparison) if title_of(table) not in elsewhere)
+    drawing = figures.accuracy(comparison, folder, f"accuracy{suffix}")
+    caption = "Mean policy tokens really spent per problem. Bands: 95 % bootstrap interval over problems."
+    source = f'<p class="soft small">{escape(where)}</p>'
     yield (
         f"accuracy{suffix}",
         "Accuracy against tokens",
-        figure(
-            figures.accuracy(comparison, folder, f"accuracy{suffix}"),
-            "Mean policy tokens really spent per problem. Bands: 95 % bootstrap interval over problems.",
-        )
-        + f"<p class='soft'>{escape(where)}</p>"
-        + _reach(comparison)
-        + "".join(shown),
+        f'<div class="flow"><div>{figure(drawing, caption)}{source}</div>{_reach(comparison)}{shown}</div>',
     )
     yield (
         f"coverage{suffix}",
@@ -179,12 +174,11 @@ def _comparison(comparison: Comparison, where: str, suffix: str, folder: Path) -
         "What decided each problem",
         figure(
             figures.failures(rows, folder, f"outcomes{suffix}"),
-            "Each row at its largest budget. policy: no correct solution was proposed; value: one was there but not "
-            "chosen; budget: the search ended before following all it had.",
+            "Each row at its largest budget.",
         )
         + table_of(outcome),
     )
-    yield f"ledger{suffix}", "Ledger", _ledger(comparison)
+    yield f"ledger{suffix}", "Ledger", f'<div class="full">{_ledger(comparison)}</div>'
 
 
 def _reach(comparison: Comparison) -> str:
@@ -289,7 +283,7 @@ def _searches(runs: Sequence[RunData], folder: Path) -> Iterator[Section]:
         if found:
             values[run.name] = found
         examples += [(run.name, searched) for searched in _telling(searches, max(1, EXAMPLES // len(runs)))]
-    source = f"<p class='soft'>{escape('; '.join(sources))}</p>"
+    source = f"<p class='soft small'>{escape('; '.join(sources))}</p>"
     if values:
         drawing = figures.depth(values, folder)
         caption = "Mean Q after each step of the distinct solutions found, right and wrong ones; bands: quartiles."

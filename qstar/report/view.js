@@ -238,7 +238,8 @@
     cell(row, "n f", node && tree.value[node] !== null ? short(tree.f[node]) : "");
     cell(row, "n g", node ? short(tree.g[node]) : "");
     cell(row, "n h", short(tree.h[node]));
-    cell(row, "n v", tree.visits[node] ? String(tree.visits[node]) : "");
+    const counted = tree.visits[node] > 0 && (at === tree.events.length || taken(node));
+    cell(row, "n v", counted ? String(tree.visits[node]) : "");
     cell(row, "n p", node ? short(tree.p[node]) : "");
     const check = cell(row, "c");
     if (tree.check[node]) {
@@ -381,7 +382,8 @@
       const node = tree.events[at - 1];
       const what = node in tree.answer ? "a solution" : "sampled after";
       const f = node && tree.value[node] !== null ? ` (f ${short(tree.f[node])})` : "";
-      text = `Step ${at}: ${what} ${node ? `“${cut(tree.text[node], 90)}”` : "the question"}${f}`;
+      const turn = tree.order[node] === null ? `Step ${at}` : `#${tree.order[node]}`;
+      text = `${turn}: ${what} ${node ? `“${cut(tree.text[node], 90)}”` : "the question"}${f}`;
       let rival = -1;
       let waiting = 0;
       for (let n = 1; n < tree.parent.length; n++) {
