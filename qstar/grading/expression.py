@@ -27,6 +27,10 @@ _UNIT_LETTERS = frozenset("aAIcdghklLmst")
 """Single letters read as a word or unit behind a number; any other letter stands for a number."""
 
 
+_CONJUNCTIONS = frozenset({"because", "so", "then", "if"})
+"""Words that start a new clause, so that what follows is not computed with what stands before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Number:
     """A number as written. decimals: digits after its point; percent: `value` is already divided by 100."""
@@ -92,7 +96,7 @@ class Parser:
             if kind == "word":
                 word = self.tokens[index].text
                 letter = len(word) == 1 and word not in _UNIT_LETTERS
-                if letter or self.is_unknown(index):
+                if letter or self.is_unknown(index) or word.lower() in _CONJUNCTIONS:
                     break
                 index += 1
             elif kind == "operator" and self.operator(index) == "/" and self.kind(index + 1) == "word":

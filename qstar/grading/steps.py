@@ -233,9 +233,13 @@ class _Line:
     def _has_letter(self, left: _Side, end: int) -> bool:
         """Whether a single letter may stand for a number in either side or right behind it (3 * 30 = 30 + M)."""
         stop = end + 2 if self.parser.operator(end) else end + 1
-        return any(
-            t.kind == "word" and len(t.text) == 1 and t.text not in "aAI" for t in self.tokens[left.start : stop]
-        )
+        for index in range(left.start, min(stop, len(self.tokens))):
+            text = self.tokens[index].text
+            letter = self.parser.kind(index) == "word" and len(text) == 1
+            # "a", "A" and "I" are words unless they touch a number (3A + 7).
+            if letter and (text not in "aAI" or self.parser.touches(index)):
+                return True
+        return False
 
     def _text(self, start: int, end: int) -> str:
         return self.line[self.tokens[start].start : self.tokens[end - 1].end] if start < end else ""
