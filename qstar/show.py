@@ -60,17 +60,18 @@ def show_solution(solution: Solution, console: Console) -> None:
             table.add_row(Text(printable(step.text)), number, bar(step.value), mark)
         console.print(table)
         line = f"answer {printable(solution.answer)}  (share of the vote {solution.confidence:.0%})"
-        console.print(line, style="bold", markup=False, highlight=False)
+        console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
     others = [f"{printable(answer)} {share:.0%}" for answer, share in solution.votes if answer != solution.answer]
     if others:
         rest = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        console.print(f"other answers: {', '.join(others[:5])}{rest}", markup=False, highlight=False)
+        console.print(f"other answers: {', '.join(others[:5])}{rest}", markup=False, highlight=False, soft_wrap=True)
     ledger = solution.ledger
     console.print(
         f"cost: {ledger.policy_tokens} tokens generated, {ledger.prompt_tokens} prefix tokens encoded, "
         f"{ledger.expansions} expansions, {ledger.nodes} nodes, {ledger.seconds:.1f} s",
         style="dim",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 
 # Set before any test module imports a library that reads them.
@@ -48,3 +51,25 @@ def _refuse_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_refuse_network)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with config.yaml, data/ and the finished run runs/tiny; see `tests.tiny_run`. Do not change it."""
+    from tests.tiny_run import start, write_inputs
+
+    folder = tmp_path_factory.mktemp("finished")
+    write_inputs(folder)
+    process = start(folder, "run", "config.yaml")
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    (folder / "output.txt").write_text(output)
+    return folder
+
+
+@pytest.fixture
+def workplace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `finished` as the working directory, free to change."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

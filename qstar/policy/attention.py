@@ -7,6 +7,9 @@ heads that share a key head become query positions of that head.
 
 The function is registered in transformers' attention interface, so any decoder that uses the interface works; the
 model's own attention setting is restored after each pass.
+
+Kernels take other paths for small and odd sizes, and then round otherwise. So the number of tokens and the number of
+keys read are padded to multiples of TILE: what a row computes does not depend on the other rows, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,12 +19,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from qstar.policy.cache import RowStore
 
 NAME = "qstar_packed"
+
+TILE = 8
+"""Sizes are padded to multiples of this. Seen to suffice for x86 processors with one and two threads."""
+
+
+def padded(size: int) -> int:
+    """The next multiple of TILE."""
+    return -(-size // TILE) * TILE
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +43,28 @@ class Span:
     start: int
     first: int
     last: int
-    mask: Tensor  # [1, 1, group * (last - first), start + last - first], added to the scores
+    mask: Tensor  # [1, 1, group * (last - first), padded(start + last - first)], added to the scores
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Where the tokens of one forward pass live. Tokens 0..decode_rows-1 belong to rows 0..decode_rows-1."""
+    """Where the tokens of one forward pass live. Tokens 0..decode_rows-1 belong to rows 0..decode_rows-1.
+
+    The pass has `padded(N)` tokens; those from N on are padding and are not stored.
+    """
 
     store: RowStore
     decode_rows: int
-    length: int  # keys read by the longest decoding row
+    length: int  # keys read by every decoding row
     mask: Tensor  # [decode_rows, 1, 1, length], added to the scores
     spans: list[Span]
     rows: Tensor  # [N] row of each token
     positions: Tensor  # [N] position of each token in its row
+
+    @property
+    def position_ids(self) -> Tensor:
+        """[1, padded(N)] positions for the model."""
+        return pad(self.positions, (0, padded(len(self.positions)) - len(self.positions)))[None]
 
 
 def pack(
@@ -58,10 +77,10 @@ def pack(
     for row, start, count in spans:
         rows += [row] * count
         positions += range(start, start + count)
-        visible = torch.ones(count, start + count, dtype=torch.bool, device=device).tril_(start)
+        visible = torch.ones(count, padded(start + count), dtype=torch.bool, device=device).tril_(start)
         mask = _additive(visible, dtype).repeat(group, 1)[None, None]
         packed_spans.append(Span(row, start, len(rows) - count, len(rows), mask))
-    length = max(lengths, default=-1) + 1
+    length = padded(max(lengths, default=-1) + 1)
     seen = torch.tensor(lengths, device=device).reshape(-1, 1) + 1
     visible = torch.arange(length, device=device)[None, :] < seen
     return Packed(
@@ -92,12 +111,13 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D]."""
     keys, values = packed.store.kv[module.layer_idx]
-    keys[packed.rows, :, packed.positions] = key[0].transpose(0, 1)
-    values[packed.rows, :, packed.positions] = value[0].transpose(0, 1)
+    stored = len(packed.rows)
+    keys[packed.rows, :, packed.positions] = key[0, :, :stored].transpose(0, 1)
+    values[packed.rows, :, packed.positions] = value[0, :, :stored].transpose(0, 1)
     queries = query[0].transpose(0, 1)  # [N, H, D]
     count, heads, width = queries.shape
     kv_heads = keys.shape[1]
-    output = torch.empty(count, heads, width, dtype=query.dtype, device=query.device)
+    output = torch.zeros(count, heads, width, dtype=query.dtype, device=query.device)
     n = packed.decode_rows
     if n:
         attended = scaled_dot_product_attention(
@@ -109,7 +129,7 @@ def packed_attention(
         )
         output[:n] = attended.reshape(n, heads, width)
     for span in packed.spans:
-        end = span.start + span.last - span.first
+        end = padded(span.start + span.last - span.first)
         attended = scaled_dot_product_attention(
             query[:, :, span.first : span.last].reshape(1, kv_heads, -1, width),
             keys[span.row, None, :, :end],
