@@ -162,7 +162,7 @@ class ValueConfig:
     layers: tuple[int, ...] = (-1,)
     """Hidden states read, by layer (-1 = last)."""
     path: bool = True
-    """Also read how probable the policy found the path: sum, last and lowest log-probability of its steps."""
+    """Also read how probable the policy found the steps, and exact checks of their equations and numbers."""
     hidden_size: int = 256
     """Width of the head's hidden layer."""
     epochs: float = 4.0

@@ -16,7 +16,7 @@ from qstar.policy.prompt import encode_prompt
 from qstar.trace import Trace
 from qstar.types import derive_seed
 from qstar.value.calibrate import Floats, Ints, Points
-from qstar.value.head import path_features
+from qstar.value.features import PATH_FEATURES, path_features
 
 BALANCE = 0.0
 """How far right and wrong traces of a problem are brought to equal total weight: 0 not at all, 1 fully. Full balance
@@ -30,7 +30,7 @@ class Dataset:
     """Graded traces of R rows that together have N step ends, in row order.
 
     traces: the traces used. rows: token ids of prompt and steps. ends: position of each step's last token in its row.
-    paths [N, 3]: `path_features` at each step end. problem [R]: index of the problem, in order of first appearance. label [R]: 1.0 if the answer is correct.
+    paths [N, P]: `path_features` at each step end. problem [R]: index of the problem, in order of first appearance. label [R]: 1.0 if the answer is correct.
     weight [R]: weight of a row's loss, mean 1. first [R + 1]: index of a row's first step end among all N.
     """
 
@@ -56,14 +56,13 @@ class Dataset:
             [end - 1 for end in accumulate((len(s.token_ids) for s in t.steps), initial=len(prompts[t.question]))][1:]
             for t in used
         ]
-        logprobs = [[step.logprob for step in t.steps] for t in used]
-        paths = [path_features(row[:depth]) for row in logprobs for depth in range(1, len(row) + 1)]
+        paths = [path_features(t.question, t.steps[:depth]) for t in used for depth in range(1, len(t.steps) + 1)]
         ids = {name: index for index, name in enumerate(dict.fromkeys(t.problem_id for t in used))}
         problem = np.array([ids[t.problem_id] for t in used], dtype=np.int64)
         label = np.array([float(t.status == "correct") for t in used])
         first = np.array([0, *accumulate(map(len, ends))], dtype=np.int64)
         weight = trace_weights(problem, label, BALANCE)
-        return cls(used, rows, ends, np.array(paths).reshape(-1, 3), problem, label, weight, first)
+        return cls(used, rows, ends, np.array(paths).reshape(-1, PATH_FEATURES), problem, label, weight, first)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,8 +92,15 @@ class Dataset:
             yield batch
 
     def digest(self) -> str:
-        """Changes with any token, log-probability, step boundary, label or problem."""
-        content = [self.rows, self.ends, self.paths.tolist(), self.problem.tolist(), self.label.tolist(), self.weight.tolist()]
+        """Changes with any token, path feature, step boundary, label or problem."""
+        content = [
+            self.rows,
+            self.ends,
+            self.paths.tolist(),
+            self.problem.tolist(),
+            self.label.tolist(),
+            self.weight.tolist(),
+        ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -2,15 +2,12 @@
 
 Algorithm card
     Objective   V(s.a) = Q(s, a) = P(final answer correct | s.a), read where step a ends.
-    Equation    x_l = standardise(layer_norm(h_l)) for each layer l read; p = standardise(sum, last and lowest
-                log-probability of the path's steps);
+    Equation    x_l = standardise(layer_norm(h_l)) for each layer l read; p = standardise(`path_features`);
                 logit = (w2 . silu(W1 [x_1; ..; x_L; p] + b1) + b2) / temperature.
     Source      Outcome-supervised value model: Yu et al. 2024 (OVM); Cobbe et al. 2021 (verifiers).
     Departures  The head reads several layers of a language model that stays a plain causal LM; each dimension is
                 standardised with training statistics, because a few dimensions of a trunk's hidden states are orders
-                of magnitude larger than the rest; the temperature is fitted on dev problems after training. The
-                log-probabilities p are a function of the state, known while decoding; a slip of a small policy is
-                often an improbable token that its hidden states do not mark as a slip.
+                of magnitude larger than the rest; the temperature is fitted on dev problems after training.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +29,7 @@ from qstar.config import from_dict
 from qstar.errors import UserError
 from qstar.policy.prompt import encode_prompt
 from qstar.runs.files import write_json, write_whole
+from qstar.value.features import PATH_FEATURES
 
 BOUNDARY = "newline-or-end"
 """A step ends with its newline token or, for the last one, with the end of the text."""
@@ -51,7 +48,7 @@ class ValueHeadConfig:
     layers: hidden states read: i >= 0 is the output of decoder layer i, -1 the last one after the final norm, -2 the
         output of the layer before the last, and so on.
     hidden_size: width D of the trunk. width: of the head's hidden layer.
-    path: whether the path's log-probabilities are read too (`path_features`).
+    path: whether `path_features` are read too.
     temperature: calibration divisor of the logit, > 0.
     trunk: frozen (the policy itself) or separate (its own trained copy).
     base_model, base_revision: the language model the trunk is, or started from.
@@ -92,11 +89,6 @@ class ValueHeadConfig:
                 )
 
 
-def path_features(logprobs: Sequence[float]) -> tuple[float, float, float]:
-    """Sum, last and lowest of the log-probabilities (nats) of a path's steps, all 0 for the empty path."""
-    return (sum(logprobs), logprobs[-1], min(logprobs)) if logprobs else (0.0, 0.0, 0.0)
-
-
 class ValueHead(nn.Module):
     """A two-layer perceptron over standardised hidden states and path features."""
 
@@ -112,7 +104,7 @@ class ValueHead(nn.Module):
         shape = (len(config.layers), config.hidden_size)
         self.register_buffer("center", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
-        path = len(path_features(())) if config.path else 0
+        path = PATH_FEATURES if config.path else 0
         self.register_buffer("path_center", torch.zeros(path))
         self.register_buffer("path_scale", torch.ones(path))
         self.inner = nn.Linear(shape[0] * shape[1] + path, config.width)
@@ -123,7 +115,7 @@ class ValueHead(nn.Module):
         return layer_norm(hidden.float(), (hidden.shape[-1],))
 
     def standardise_on(self, features: Tensor, paths: Tensor) -> None:
-        """Set the per-dimension statistics from normalised features [N, L, D] and path features [N, 3] of training."""
+        """Set the per-dimension statistics from normalised features [N, L, D] and path features [N, P] of training."""
         self.center.copy_(features.mean(0, dtype=torch.float32))
         # One pass in chunks: the features may be half precision and much larger than the head.
         total = sum((chunk.float() - self.center).square().sum(0) for chunk in torch.split(features, 4096))
@@ -133,7 +125,7 @@ class ValueHead(nn.Module):
             self.path_scale.copy_(paths.std(0, correction=0).clamp_min(1e-4).reciprocal())
 
     def readout(self, features: Tensor, paths: Tensor) -> Tensor:
-        """[B, L, D] features from `normalise`, path features [B, 3] -> [B] float32 logits before temperature and cut."""
+        """[B, L, D] features from `normalise` and [B, P] path features -> [B] float32 logits, not yet divided or cut."""
         x = ((features.float() - self.center) * self.scale).flatten(1)
         if self.config.path:
             x = torch.cat([x, (paths.to(x) - self.path_center) * self.path_scale], dim=1)
@@ -141,7 +133,7 @@ class ValueHead(nn.Module):
         return logits
 
     def forward(self, hidden: Tensor, paths: Tensor) -> Tensor:
-        """[B, L, D] hidden states, path features [B, 3] -> [B] float32 logits of V, calibrated, within +-15."""
+        """[B, L, D] hidden states, path features [B, P] -> [B] float32 logits of V, calibrated, within +-15."""
         logits = self.readout(self.normalise(hidden), paths) / self.config.temperature
         return logits.clamp(-MAX_LOGIT, MAX_LOGIT)
 

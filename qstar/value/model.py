@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from qstar.errors import UserError
 from qstar.policy.prompt import encode_prompt
 from qstar.types import State
-from qstar.value.head import ValueHead, path_features
+from qstar.value.features import path_features
+from qstar.value.head import ValueHead
 
 BATCH_TOKENS = 8192
 """Padded tokens in one forward pass."""
@@ -43,7 +44,7 @@ class ValueModel(nn.Module):
         for batch in length_batches([len(row) for row in rows]):
             chosen = [rows[i] for i in batch]
             hidden = read_hidden(self.trunk, chosen, [[len(row) - 1] for row in chosen], self.head.layers)
-            paths = [path_features([step.logprob for step in states[i].steps]) for i in batch]
+            paths = [path_features(states[i].question, states[i].steps) for i in batch]
             logits = self.head(hidden, torch.tensor(paths, device=hidden.device))
             for i, value in zip(batch, logits.sigmoid().tolist(), strict=True):
                 values[i] = value

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from qstar.errors import UserError
-from qstar.value.head import ValueHead, ValueHeadConfig, path_features, tokenizer_fingerprint
+from qstar.value.features import PATH_FEATURES
+from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
 from tests import tiny
 
-
-PATHS = torch.tensor([[-3.0, -1.0, -2.0]])
+PATHS = torch.linspace(-3, 2, PATH_FEATURES)[None]
 
 
 def config(**changes: object) -> ValueHeadConfig:
@@ -36,7 +36,7 @@ def head(**changes: object) -> ValueHead:
 
 def test_logits_are_float32_one_per_state_and_never_saturate() -> None:
     model = head()
-    hidden, paths = torch.randn(5, 2, 32).to(torch.bfloat16), PATHS.expand(5, 3)
+    hidden, paths = torch.randn(5, 2, 32).to(torch.bfloat16), PATHS.expand(5, -1)
     assert model(hidden, paths).shape == (5,)
     assert model(hidden, paths).dtype == torch.float32
     torch.nn.init.constant_(model.outer.bias, 1e6)
@@ -48,14 +48,14 @@ def test_logits_are_float32_one_per_state_and_never_saturate() -> None:
 def test_each_layer_is_normalised_on_its_own() -> None:
     hidden = torch.randn(4, 2, 32)
     scaled = hidden * torch.tensor([1000.0, 0.5])[None, :, None]
-    paths = PATHS.expand(4, 3)
+    paths = PATHS.expand(4, -1)
     assert torch.allclose(head()(hidden, paths), head()(scaled, paths), atol=1e-3)
 
 
 def test_standardisation_gives_training_features_mean_zero_and_variance_one() -> None:
     model = head()
     features = torch.randn(9000, 2, 32) * torch.linspace(0.1, 50, 32) + 3
-    paths = torch.randn(9000, 3) * torch.tensor([9.0, 2.0, 5.0]) - 7
+    paths = torch.randn(9000, PATH_FEATURES) * torch.linspace(1, 9, PATH_FEATURES) - 7
     model.standardise_on(features, paths)
     scaled = (features - model.center) * model.scale
     for part in (scaled, (paths - model.path_center) * model.path_scale):
@@ -69,23 +69,18 @@ def test_the_path_changes_the_value_only_of_a_head_that_reads_it() -> None:
         assert torch.equal(head(path=reads)(hidden, PATHS), head(path=reads)(hidden, PATHS - 1)) != reads
 
 
-def test_path_features_are_sum_last_and_lowest() -> None:
-    assert path_features([-1.0, -4.0, -2.0]) == (-7.0, -2.0, -4.0)
-    assert path_features([]) == (0.0, 0.0, 0.0)
-
-
 def test_temperature_divides_the_logit() -> None:
-    hidden, paths = torch.randn(3, 2, 32), PATHS.expand(3, 3)
+    hidden, paths = torch.randn(3, 2, 32), PATHS.expand(3, -1)
     assert torch.allclose(head().calibrated(2.0)(hidden, paths), head()(hidden, paths) / 2)
 
 
 def test_a_saved_head_comes_back_the_same(tmp_path: Path) -> None:
     model = head(temperature=1.7, layers=(1, -1))
-    model.standardise_on(torch.randn(50, 2, 32), torch.randn(50, 3))
+    model.standardise_on(torch.randn(50, 2, 32), torch.randn(50, PATH_FEATURES))
     model.save_pretrained(tmp_path / "q")
     loaded = ValueHead.from_pretrained(tmp_path / "q")
     assert loaded.config == model.config
-    hidden, paths = torch.randn(3, 2, 32), PATHS.expand(3, 3)
+    hidden, paths = torch.randn(3, 2, 32), PATHS.expand(3, -1)
     assert torch.equal(loaded(hidden, paths), model(hidden, paths))
     assert sorted(p.name for p in (tmp_path / "q").iterdir()) == ["config.json", "model.safetensors"]
 

@@ -15,6 +15,7 @@ import torch
 from qstar.config import ValueConfig
 from qstar.errors import UserError
 from qstar.value.data import Dataset, trace_weights
+from qstar.value.features import PATH_FEATURES
 from qstar.value.fit import RANKING_WEIGHT, Objective
 from qstar.value.head import ValueHead
 from qstar.value.model import ValueModel
@@ -61,7 +62,7 @@ def test_a_step_that_decides_the_outcome_is_learned_on_other_problems(tmp_path: 
 
 def test_the_saved_value_is_the_returned_one(tmp_path: Path) -> None:
     head, _ = run(tmp_path / "f", "frozen", train_head)
-    hidden, paths = torch.randn(4, 2, 32), -torch.rand(4, 3)
+    hidden, paths = torch.randn(4, 2, 32), torch.rand(4, PATH_FEATURES)
     assert torch.equal(ValueHead.from_pretrained(tmp_path / "f")(hidden, paths), head(hidden, paths))
     value, _ = run(tmp_path / "s", "separate", train_separate)
     some = [t.state(1) for t in DEV[:5]]
