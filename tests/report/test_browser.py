@@ -165,8 +165,8 @@ def test_replay_follows_the_order_of_expansion(load: Any, tmp_path: Path) -> Non
     page.click("#expand")
     assert page.get_attribute("#scroller", "aria-rowcount") == str(len(nodes) + 1)
     page.click("#play")
-    page.wait_for_function("document.getElementById('step').textContent.startsWith('2 /')")
-    page.click("#play")
+    sync_api.expect(page.locator("#step")).to_have_text(f"{len(order)} / {len(order)}", timeout=120_000)
+    sync_api.expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
 
 
 @pytest.mark.parametrize("width", [400, 1400])
@@ -213,8 +213,8 @@ def test_the_report_fits_its_window(load: Any, tmp_path: Path, width: int) -> No
     run = write_run(tmp_path / "run", problems=3)
     report_command([run])
     page = load(run / "report.html", width)
-    assert page.locator("figure svg").count() >= 6
+    assert page.locator("figure > svg").count() >= 6
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    drawn = page.locator("figure svg").first.bounding_box()
+    drawn = page.locator("figure > svg").first.bounding_box()
     assert drawn["width"] > 250
     assert drawn["height"] > 150
