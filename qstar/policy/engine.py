@@ -5,8 +5,9 @@ requests that the cache does not hold. A row whose continuation ends makes room 
 request. The token that ends a step is fed once: its hidden state gives the value of the new state, and its logits and
 keys serve every child of that state.
 
-A continuation's tokens depend only on its prefix, its seed and the model, not on the rest of the batch, up to the
-rounding of matrix products whose kernels differ with the batch size.
+A continuation depends only on its prefix, its seed and the model, not on the rest of the batch. On a CPU that holds
+bit for bit, as long as the cache keeps the prefixes of requests in work: sizes are padded so that kernels round alike
+(see `attention`). A stopped run that is continued with other batches thus ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from qstar.config import PolicyConfig
 from qstar.errors import UserError
 from qstar.grading.answer import is_answer_step
 from qstar.grading.steps import equations
-from qstar.policy.attention import NAME, pack
+from qstar.policy.attention import NAME, pack, padded
 from qstar.policy.cache import ROOT, PrefixCache, RowStore, Segment, child_key
 from qstar.policy.calculator import TokenText, completion
 from qstar.policy.prompt import SEPARATOR, encode_prompt
 from qstar.policy.sampling import draw, top_tokens, uniforms
 from qstar.types import Candidate, Finish, Proposal, Request, Step, derive_seed
+from qstar.value.features import path_features
 
 
 class Head(Protocol):
@@ -42,8 +44,8 @@ class Head(Protocol):
 
     layers: tuple[int, ...]
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Float32 [B, len(layers), D] -> logits of V, float32 [B]."""
+    def __call__(self, hidden: Tensor, paths: Tensor) -> Tensor:
+        """Float32 [B, len(layers), D], `path_features` [B, P] -> logits of V, float32 [B]."""
         ...
 
 
@@ -83,6 +85,10 @@ class _Row:
     count: int = 0
     ended: bool = False  # the last token ends a step and is being fed
     finish: Finish | None = None  # set when that step is the last one
+
+    def path(self) -> list[Step]:
+        """The steps of the state, the current one last."""
+        return [*self.job.request.state.steps, *self.steps, Step(self.text, tuple(self.ids), self.logprob)]
 
 
 @dataclass(slots=True)
@@ -239,13 +245,16 @@ class LanguageModelPolicy:
         longest = max([row.length + 1 for row in rows] + [start + count for _, start, count in spans])
         work.store.reserve(len(rows) + len(spans), longest)
         hidden = self._run(work.store, tokens, [row.length for row in rows], spans)
-        read = hidden[-1][[*range(len(rows)), *ends]]
+        read = hidden[-1][_padded([*range(len(rows)), *ends])]
         values, ids = top_tokens(self.model.get_output_embeddings()(read), self.config.top_k)
         ended = [i for i, row in enumerate(rows) if row.ended]
         scores: dict[int, float] = {}
         if self.head is not None and ended:
-            logits = self.head(torch.stack([hidden[layer][ended] for layer in self.head.layers], dim=1).float())
-            scores = dict(zip(ended, logits.float().sigmoid().tolist(), strict=True))
+            at_ends = _padded(ended)
+            states = torch.stack([hidden[layer][at_ends] for layer in self.head.layers], dim=1).float()
+            paths = [path_features(rows[i].job.request.state.question, rows[i].path()) for i in at_ends]
+            logits = self.head(states, torch.tensor(paths, device=states.device))
+            scores = dict(zip(ended, logits.float().sigmoid().tolist(), strict=False))
         for i, row in enumerate(rows):
             row.length += 1
             if row.ended:
@@ -280,8 +289,8 @@ class LanguageModelPolicy:
         previous, config._attn_implementation = config._attn_implementation, NAME
         try:
             output = trunk(
-                input_ids=torch.tensor([tokens], device=device),
-                position_ids=packed.positions[None],
+                input_ids=torch.tensor([tokens + [0] * (padded(len(tokens)) - len(tokens))], device=device),
+                position_ids=packed.position_ids,
                 use_cache=False,
                 packed=packed,
             )
@@ -376,3 +385,8 @@ class LanguageModelPolicy:
         proposal = job.proposal()
         if proposal is not None:
             work.done.append(proposal)
+
+
+def _padded(index: list[int]) -> list[int]:
+    """An index with its first entry repeated up to a padded length."""
+    return index + index[:1] * (padded(len(index)) - len(index))
