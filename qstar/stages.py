@@ -56,6 +56,14 @@ class Run:
     def dev(self) -> list[Problem]:
         return self.problems[1]
 
+    @property
+    def practice(self) -> list[Problem]:
+        """Train problems, those whose solution the policy has not learned from first.
+
+        On the others it repeats what it has seen, and a Q head would learn from that what does not hold elsewhere.
+        """
+        return sorted(self.train, key=lambda problem: problem.steps is not None)
+
     @cached_property
     def device(self) -> str:
         from qstar.policy.hub import resolve_device
@@ -191,7 +199,7 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
     policy, _ = run.models(with_value=False)
     metrics: dict[str, Any] = {}
     for split, problems, samples in (
-        ("train", run.train[: config.rollout.problems], config.rollout.samples),
+        ("train", run.practice[: config.rollout.problems], config.rollout.samples),
         ("dev", run.dev[: config.rollout.dev_problems], config.rollout.dev_samples),
     ):
         with stage.journal(f"{split}.jsonl", total=len(problems)) as journal:
@@ -246,7 +254,7 @@ def search(run: Run, stage: Stage) -> dict[str, Any]:
     config = run.config
     policy, value = run.models(with_value=True)
     budget = dataclasses.replace(config.search, budget=config.traces.budget)
-    problems = run.train[: config.traces.problems]
+    problems = run.practice[: config.traces.problems]
     with stage.journal("trees.jsonl", total=len(problems)) as journal:
         build_traces(
             problems,
