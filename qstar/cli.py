@@ -33,6 +33,8 @@ EXAMPLES = """examples:
   qstar runs                                              every run under runs/
   qstar solve "Tom has 3 bags with 4 apples each. How many apples does Tom have?"
   qstar eval runs/quickstart --strategies greedy,majority,astar --budgets 256,512 --split dev
+  qstar report runs/quickstart                            figures of a run as one page
+  qstar view runs/quickstart                              its search trees as one page
   qstar export runs/quickstart --format chat --to exports/chat
   qstar data check --config configs/quickstart.yaml
 
@@ -159,6 +161,31 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--sweep", action="store_true", help="A* under several weights of f and step costs, on dev")
 
+    view = verb(
+        "view",
+        "write search trees as one self-contained page to look at",
+        _view,
+        "qstar view runs/quickstart",
+        "qstar view tree.json --format text      (a tree of `qstar solve --trace tree.json`)",
+    )
+    view.add_argument("path", type=Path, help="a run directory, a journal of searches, or the JSON file of one tree")
+    view.add_argument("--to", type=Path, help="page to write (default: view.html in the run, or beside the file)")
+    view.add_argument(
+        "--format", default="html", choices=("html", "text", "dot"), help="text and dot show one tree (default: html)"
+    )
+    view.add_argument("--problem", metavar="ID", help="only the problem whose id begins with ID")
+    view.add_argument("--limit", type=_positive, default=200, metavar="N", help="most problems per journal")
+
+    report = verb(
+        "report",
+        "write one page of figures about one or several runs",
+        _report,
+        "qstar report runs/quickstart",
+        "qstar report runs/a runs/b --to comparison.html",
+    )
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories; several are overlaid")
+    report.add_argument("--to", type=Path, help="page to write (default: report.html in the first run)")
+
     runs = verb("runs", "list the runs of a folder", _runs, "qstar runs", "qstar runs backup")
     runs.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="default: runs")
 
@@ -268,6 +295,18 @@ def _eval(args: argparse.Namespace) -> None:
         raise UserError("--sweep compares settings of A* on dev: leave out --strategies and --split test")
     else:
         sweep_run(args.run, budgets, args.problems)
+
+
+def _view(args: argparse.Namespace) -> None:
+    from qstar.report.view import view_command
+
+    view_command(args.path, args.to, args.format, args.problem, args.limit)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from qstar.report.report import report_command
+
+    report_command(args.runs, args.to)
 
 
 def _runs(args: argparse.Namespace) -> None:

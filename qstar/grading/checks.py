@@ -1,9 +1,9 @@
 """Exact checks of the equations on a path: do they hold, and where do their numbers come from?
 
 An operand is grounded if it is a number of the question (a digit string or a number word), a hundredth of one (a
-percentage), or the result of an earlier equation. Sound solutions also use constants that the question does not state (60 minutes, 100
-percent), so an ungrounded operand is a sign, not a proof. Nothing here needs the answer, so the checks serve at
-inference as well.
+percentage), or the result of an earlier equation. Sound solutions also use constants that the question does not state
+(60 minutes, 100 percent), so an ungrounded operand is a sign, not a proof. Nothing here needs the answer, so the checks
+serve at inference as well.
 """
 
 from __future__ import annotations

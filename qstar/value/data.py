@@ -30,8 +30,9 @@ class Dataset:
     """Graded traces of R rows that together have N step ends, in row order.
 
     traces: the traces used. rows: token ids of prompt and steps. ends: position of each step's last token in its row.
-    paths [N, P]: `path_features` at each step end. problem [R]: index of the problem, in order of first appearance. label [R]: 1.0 if the answer is correct.
-    weight [R]: weight of a row's loss, mean 1. first [R + 1]: index of a row's first step end among all N.
+    paths [N, P]: `path_features` at each step end. problem [R]: index of the problem, in order of first appearance.
+    label [R]: 1.0 if the answer is correct. weight [R]: weight of a row's loss, mean 1. first [R + 1]: index of a row's
+    first step end among all N.
     """
 
     traces: list[Trace]

@@ -125,7 +125,7 @@ class ValueHead(nn.Module):
             self.path_scale.copy_(paths.std(0, correction=0).clamp_min(1e-4).reciprocal())
 
     def readout(self, features: Tensor, paths: Tensor) -> Tensor:
-        """[B, L, D] features from `normalise` and [B, P] path features -> [B] float32 logits, not yet divided or cut."""
+        """[B, L, D] features from `normalise`, [B, P] path features -> [B] float32 logits, not yet divided or cut."""
         x = ((features.float() - self.center) * self.scale).flatten(1)
         if self.config.path:
             x = torch.cat([x, (paths.to(x) - self.path_center) * self.path_scale], dim=1)
