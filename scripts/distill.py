@@ -1,7 +1,7 @@
 """Train the student on verified traces, and its gold-only baseline.
 
-    python scripts/distill.py configs/gsm8k-smollm2.yaml
-    accelerate launch scripts/distill.py configs/gsm8k-smollm2.yaml
+python scripts/distill.py configs/gsm8k-smollm2.yaml
+accelerate launch scripts/distill.py configs/gsm8k-smollm2.yaml
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Sample and grade solutions of the policy.
 
-    python scripts/rollout.py configs/gsm8k-smollm2.yaml
-    accelerate launch scripts/rollout.py configs/gsm8k-smollm2.yaml
+python scripts/rollout.py configs/gsm8k-smollm2.yaml
+accelerate launch scripts/rollout.py configs/gsm8k-smollm2.yaml
 """
 
 import sys

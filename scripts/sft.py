@@ -1,7 +1,7 @@
 """Train the policy on gold solutions.
 
-    python scripts/sft.py configs/gsm8k-smollm2.yaml
-    accelerate launch scripts/sft.py configs/gsm8k-smollm2.yaml
+python scripts/sft.py configs/gsm8k-smollm2.yaml
+accelerate launch scripts/sft.py configs/gsm8k-smollm2.yaml
 """
 
 import sys

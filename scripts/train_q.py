@@ -1,7 +1,7 @@
 """Fit the Q-value head to the outcomes of the rollouts.
 
-    python scripts/train_q.py configs/gsm8k-smollm2.yaml
-    accelerate launch scripts/train_q.py configs/gsm8k-smollm2.yaml
+python scripts/train_q.py configs/gsm8k-smollm2.yaml
+accelerate launch scripts/train_q.py configs/gsm8k-smollm2.yaml
 """
 
 import sys
