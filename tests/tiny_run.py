@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,19 @@ def write_inputs(folder: Path) -> None:
     (folder / "config.yaml").write_text(CONFIG)
 
 
-def start(folder: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """`qstar ARGUMENTS` in a process of its own that works in `folder`."""
+def start(
+    folder: Path, *arguments: str, before: Callable[[], None] = lambda: None, **options: Any
+) -> subprocess.Popen[str]:
+    """`qstar ARGUMENTS` in a process of its own that works in `folder`; the process calls `before` first."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a suite started in the background may ignore it
+        before()
+
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-m", "qstar.cli", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **{**pipes, **options})
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, preexec_fn=prepare, **{**pipes, **options})
 
 
 def content(run: Path) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def test_a_model_of_another_kind(inputs: Path, refused: Callable[..., str]) -> N
     Path("bert").mkdir()
     Path("bert/config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}))
     line = refused("run", "config.yaml", "--until", "sft", "--set", "policy.init=./bert")
-    assert "model ./bert is a BertForMaskedLM, not a causal language model; use a decoder such as Llama" in line
+    assert "model bert is a BertForMaskedLM, not a causal language model; use a decoder such as Llama" in line
 
 
 def test_a_policy_that_is_always_wrong(workplace: Path, refused: Callable[..., str]) -> None:
@@ -188,7 +188,7 @@ def limited(size: int) -> Callable[[], None]:
 def test_a_disk_that_fills_up_in_a_journal(workplace: Path, finished: Path) -> None:
     for stage in STAGES[2:]:
         shutil.rmtree(Path(RUN, stage))
-    process = start(workplace, "rollout", "config.yaml", preexec_fn=limited(6000))
+    process = start(workplace, "rollout", "config.yaml", before=limited(6000))
     _, errors = process.communicate()
     assert process.returncode == 1
     expected = "File too large; finished work is kept: mend this and run the same command again"
@@ -202,7 +202,7 @@ def test_a_disk_that_fills_up_in_a_journal(workplace: Path, finished: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2_000, 30_000, 100_000])
 def test_a_disk_that_fills_up_while_a_model_is_saved(size: int, inputs: Path, finished: Path) -> None:
-    process = start(inputs, "sft", "config.yaml", preexec_fn=limited(size))
+    process = start(inputs, "sft", "config.yaml", before=limited(size))
     _, errors = process.communicate()
     assert process.returncode == 1
     assert "Traceback" not in errors
