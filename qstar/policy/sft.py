@@ -168,23 +168,26 @@ def schedule(lengths: Sequence[int], epochs: float, batch_size: int, seed: int) 
     """The order in which examples are trained on, all epochs in one list, cut into batches by position.
 
     Examples of similar length share a batch: every epoch's shuffle is cut into buckets of 50 batches that are sorted by
-    length, then the batches are shuffled so that length does not follow the learning rate. A partial batch comes last.
+    length, then the epoch's batches are shuffled so that length does not follow the learning rate. What does not fill
+    a batch goes before the next epoch; the last partial batch comes last.
     """
     rng = random.Random(seed)
+    order: list[int] = []
     stream: list[int] = []
-    total = max(1, round(epochs * len(lengths)))
-    while len(stream) < total:
+    left = max(1, round(epochs * len(lengths)))
+    while left:
         epoch = list(range(len(lengths)))
         rng.shuffle(epoch)
-        stream.extend(epoch)
-    del stream[total:]
-    batches: list[list[int]] = []
-    for start in range(0, total, _BUCKET * batch_size):
-        bucket = sorted(stream[start : start + _BUCKET * batch_size], key=lambda i: lengths[i])
-        batches.extend(bucket[at : at + batch_size] for at in range(0, len(bucket), batch_size))
-    partial = batches.pop() if len(batches[-1]) < batch_size else []
-    rng.shuffle(batches)
-    return [i for batch in batches for i in batch] + partial
+        stream += epoch[:left]
+        left -= min(left, len(epoch))
+        batches: list[list[int]] = []
+        for start in range(0, len(stream), _BUCKET * batch_size):
+            bucket = sorted(stream[start : start + _BUCKET * batch_size], key=lambda i: lengths[i])
+            batches.extend(bucket[at : at + batch_size] for at in range(0, len(bucket), batch_size))
+        stream = batches.pop() if len(batches[-1]) < batch_size else []
+        rng.shuffle(batches)
+        order += [i for batch in batches for i in batch]
+    return order + stream
 
 
 def build_base(
