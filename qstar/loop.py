@@ -9,6 +9,7 @@ from typing import Any
 from qstar.config import RunConfig
 from qstar.errors import UserError
 from qstar.runs.directory import RunDirectory, Stage, StageSpec, identity
+from qstar.runs.files import full_disk
 from qstar.stages import STAGES, Run
 
 
@@ -39,7 +40,8 @@ def run_stages(
                 say(f"{spec.name}: {'continues' if stage.begun else 'starts'}")
                 start = time.perf_counter()
                 stage.begin(inputs[spec.name])
-                metrics = spec.run(run, stage)
+                with full_disk(stage.path):
+                    metrics = spec.run(run, stage)
                 stage.finish(metrics, identity(inputs[spec.name]), time.perf_counter() - start)
                 say(f"{spec.name}: done in {duration(stage.manifest['seconds'])} ({headline(metrics)})")
             if spec.name == until:

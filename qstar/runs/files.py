@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from qstar.errors import UserError
 
 
 @contextlib.contextmanager
@@ -35,6 +39,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Libraries report a full disk in ways of their own; inside the block it becomes an OSError that names `folder`."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        number = _full_disk_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
+
+
+def _full_disk_number(error: BaseException | None) -> int | None:
+    full = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    while error is not None:
+        # Libraries written in Rust put the system's number into the text.
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number in full:
+            return number
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def write_whole(path: Path, content: bytes) -> None:

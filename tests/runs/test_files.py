@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from qstar.runs.files import replacing, write_json, write_text, write_whole
+from qstar.errors import UserError
+from qstar.runs.files import full_disk, replacing, write_json, write_text, write_whole
 
 
 def test_content_is_replaced(tmp_path: Path) -> None:
@@ -62,3 +63,23 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         write_text(path, "x")
     assert caught.value.filename == str(path)
+
+
+def test_a_full_disk_is_found_in_the_errors_of_libraries() -> None:
+    full = OSError(errno.ENOSPC, "full")
+    for error, cause in (
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), None),
+        (RuntimeError("writer failed"), full),
+    ):
+        with pytest.raises(OSError, match="No space left on device") as caught, full_disk(Path("folder")):
+            raise error from cause
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "folder")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shape (3, 28)"), RuntimeError("(os error 2)"), UserError("(os error 28)"), OSError(28, "x")]
+)
+def test_other_errors_stay_what_they_are(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, full_disk(Path("folder")):
+        raise error
+    assert caught.value is error
