@@ -25,7 +25,21 @@ from qstar.types import Proposal, Request
 from tests.search.helpers import HAND, LIMITS
 from tests.toy import ToyMDP, ToyPolicy
 
-VERBS = ("run", "sft", "rollout", "train-q", "search", "solve", "export", "distill", "eval", "runs", "env")
+VERBS = (
+    "run",
+    "sft",
+    "rollout",
+    "train-q",
+    "search",
+    "solve",
+    "export",
+    "distill",
+    "eval",
+    "view",
+    "report",
+    "runs",
+    "env",
+)
 
 
 class Terminal(io.TextIOWrapper):
