@@ -22,6 +22,8 @@ from tests.tiny_run import QUESTION, STAGES, content, start, write_inputs
 RUN = "runs/tiny"
 JOURNAL = Path(RUN, "rollout", "train.jsonl")
 
+pytestmark = pytest.mark.timeout(600)  # the first test that needs it makes the run
+
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Standard output of a command that must succeed."""

@@ -15,6 +15,7 @@ cost a pass over all logits; bfloat16 training keeps float32 master weights (`ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -138,9 +139,10 @@ def sft(
         else None,
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(_Progress())
+    progress = _Progress()
+    trainer.add_callback(progress)
     started = time.perf_counter()
-    with _loss_head(model, compiled=config.compile):
+    with _loss_head(model, compiled=config.compile), contextlib.closing(progress):
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     seconds = time.perf_counter() - started
     done = int(resume.name.split("-")[1]) if resume else 0
@@ -277,6 +279,8 @@ class _loss_head:  # noqa: N801  (a context manager used like a function)
 class _Progress(TrainerCallback):
     """A progress bar with the loss."""
 
+    bar: Any = None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = tqdm(
             total=state.max_steps,
@@ -293,8 +297,10 @@ class _Progress(TrainerCallback):
         if logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
+    def close(self) -> None:
+        """Leave the bar as it is; an error message then comes after it."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str) -> TrlConfig:

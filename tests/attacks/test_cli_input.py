@@ -23,6 +23,8 @@ from tests.toy import ToyMDP, ToyPolicy
 
 RUN = "runs/tiny"
 
+pytestmark = pytest.mark.timeout(600)  # the first test that needs it makes the run
+
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
@@ -139,13 +141,10 @@ def test_questions(finished: Path, monkeypatch: pytest.MonkeyPatch, refused: Cal
 def test_a_long_question_in_the_data_is_named(workplace: Path, refused: Callable[..., str]) -> None:
     for stage in STAGES[2:]:
         shutil.rmtree(Path(RUN, stage))
-    shutil.rmtree(Path(RUN, "data"))
-    lines = Path("data/train.jsonl").read_text()
-    Path("data/train.jsonl").write_text(
-        json.dumps({"question": "pens " * 400 + "?", "answer": "#### 1"}) + "\n" + lines
-    )
-    assert "stage sft" in refused("run", "config.yaml")  # made from a stage that is gone
-    shutil.rmtree(Path(RUN, "sft"))
+    with Path("data/train.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "pens " * 400, "answer": "#### 1"}) + "\n")
+    assert "pens pens" in (line := refused("rollout", "config.yaml"))
+    assert "the model's context is 128: drop the question or use a model with a longer context" in line
 
 
 def test_models_that_do_not_fit_each_other(workplace: Path, refused: Callable[..., str]) -> None:
