@@ -34,7 +34,7 @@ def follow(events: Iterator[Progress]) -> Progress:
         try:
             for last in events:
                 value = "-" if last.best_value is None else f"{last.best_value:.2f}"
-                text = f"{last.expansions} expansions, {last.solutions} solutions, best Q {value}"
+                text = f"expansions {last.expansions}, solutions {last.solutions}, best Q {value}"
                 bar.update(task, description=text, completed=last.tokens, total=last.budget)
         except KeyboardInterrupt:
             if last is None:
@@ -89,7 +89,7 @@ def show_runs(folder: Path, console: Console) -> None:
         raise UserError(f"{folder} holds no runs; make one with `qstar run configs/quickstart.yaml`")
     table = Table(box=None, pad_edge=False)
     for name in ("run", "stage", "dev samples", "result", "tokens", "active"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("run", "dev samples", "tokens", "active"))
     for path in sorted(runs, key=_active, reverse=True):
         age = f"{duration(max(0.0, time.time() - _active(path)))} ago"
         try:
@@ -98,7 +98,8 @@ def show_runs(folder: Path, console: Console) -> None:
             cells = [printable(str(error)), "", "", ""]
         table.add_row(*map(Text, [printable(path.name), *cells, age]))
     console.print(table)
-    console.print("dev samples: share correct before search; tokens: sampled by rollouts and searches", style="dim")
+    caption = "dev samples: share correct before search; tokens: sampled by rollouts and searches"
+    console.print(caption, style="dim", soft_wrap=True)
 
 
 def _run_cells(run: RunDirectory) -> list[str]:
