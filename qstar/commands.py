@@ -20,7 +20,7 @@ from qstar.runs.directory import RunDirectory
 from qstar.runs.files import write_json
 from qstar.runs.journal import Journal
 from qstar.search.measure import consistency, explain
-from qstar.search.scheduler import SearchTask, rule_for, search_many
+from qstar.search.scheduler import SearchTask, check_search, rule_for, search_many
 from qstar.search.select import select
 from qstar.show import follow, show_solution
 from qstar.solver import Solver, check_question
@@ -50,7 +50,7 @@ def search_run(
     run = open_run(path, "sft", "train-q")
     search = dataclasses.replace(run.config.search, strategy=strategy, budget=budget or run.config.search.budget)
     problems = {problem.id: problem for problem in (run.dev if split == "dev" else run.train)[:limit]}
-    search_many((), None, search, run.config.policy, seed=0)  # type: ignore[arg-type]  # refuses bad settings early
+    check_search(search, run.config.policy)
     settings = f"{run.revisions} {fingerprint(search, run.config.policy, run.config.seed)}"
     target = to or path / "searches" / run.revisions / f"{strategy}-{split}-{search.budget}.jsonl"
     with Journal(target) as journal:
@@ -62,8 +62,6 @@ def search_run(
         for result in tqdm(results, total=len(problems), initial=len(problems) - len(tasks), unit="problem"):
             problem, choice = problems[result.problem_id], select(result.tree, rule_for(search))
             solution = result.tree.state(choice.node).solution if choice.node else ""
-            ledger = dataclasses.asdict(result.ledger)
-            del ledger["seconds"]
             journal.append(
                 {
                     "key": problem.id,
@@ -72,7 +70,7 @@ def search_run(
                     "answer": choice.answer,
                     "status": "error" if result.error else grade(solution, problem.answer).status,
                     "error": result.error,
-                    "ledger": ledger,
+                    "ledger": result.ledger.counts(),
                     "violations": dataclasses.asdict(consistency(result.tree)),
                     "tree": result.tree.to_json(),
                 }

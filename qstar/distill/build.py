@@ -8,7 +8,6 @@ right or wrong, and the whole tree, so a stopped build continues with the proble
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import partial
 
 from tqdm import tqdm
@@ -18,7 +17,6 @@ from qstar.distill.select import recomputes
 from qstar.problems.problem import Problem
 from qstar.rollout import to_trace
 from qstar.runs.journal import Journal
-from qstar.search.ledger import Ledger
 from qstar.search.node import Node, Tree
 from qstar.search.scheduler import SearchTask, search_many
 from qstar.trace import Trace
@@ -63,7 +61,7 @@ def build_traces(
                     "key": problem.id,
                     "gold": problem.answer,
                     "traces": [trace.to_json() for trace in traces.values()],
-                    "ledger": {f.name: getattr(result.ledger, f.name) for f in fields(Ledger) if f.name != "seconds"},
+                    "ledger": result.ledger.counts(),
                     "error": result.error,
                     "tree": result.tree.to_json(),
                 }

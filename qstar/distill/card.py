@@ -14,9 +14,6 @@ from qstar.distill.gate import REASONS, TRL_MAX_LENGTH
 from qstar.distill.select import Funnel
 from qstar.policy.prompt import render_prompt
 
-LICENCES = {"gsm8k": "mit", "generator": "apache-2.0"}
-"""Licence of the questions, by `data.source`; a file's licence is only known to its owner ("unknown")."""
-
 
 @dataclass(frozen=True)
 class Provenance:

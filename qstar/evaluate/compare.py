@@ -36,7 +36,7 @@ from qstar.runs.journal import Journal
 from qstar.search import Rule
 from qstar.search.measure import Consistency, consistency, failure, rank_agreement
 from qstar.search.node import Node, Tree
-from qstar.search.scheduler import SearchResult, SearchTask, Verify, rule_for, search_many
+from qstar.search.scheduler import SearchResult, SearchTask, Verify, check_search, rule_for, search_many
 from qstar.search.select import Choice, select
 from qstar.trace import Status
 from qstar.types import Policy, Value, derive_seed
@@ -221,7 +221,7 @@ def compare(
         for budget in budgets
     ]
     for search in searches:
-        search_many((), policy, search, config.policy, seed=seed)  # Refuses bad settings; searches nothing.
+        check_search(search, config.policy)
     directory.mkdir(parents=True, exist_ok=True)
     cells = []
     for search in searches:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from qstar.policy.prompt import SEPARATOR, encode_prompt
 from qstar.policy.sampling import draw, top_tokens, uniforms
 from qstar.types import Candidate, Finish, Proposal, Request, Step, derive_seed
 from qstar.value.features import path_features
+
+T = TypeVar("T")
 
 
 class Head(Protocol):
@@ -252,8 +254,8 @@ class LanguageModelPolicy:
         if self.head is not None and ended:
             at_ends = _padded(ended)
             states = torch.stack([hidden[layer][at_ends] for layer in self.head.layers], dim=1).float()
-            paths = [path_features(rows[i].job.request.state.question, rows[i].path()) for i in at_ends]
-            logits = self.head(states, torch.tensor(paths, device=states.device))
+            paths = [path_features(rows[i].job.request.state.question, rows[i].path()) for i in ended]
+            logits = self.head(states, torch.tensor(_padded(paths), device=states.device))
             scores = dict(zip(ended, logits.float().sigmoid().tolist(), strict=False))
         for i, row in enumerate(rows):
             row.length += 1
@@ -387,6 +389,6 @@ class LanguageModelPolicy:
             work.done.append(proposal)
 
 
-def _padded(index: list[int]) -> list[int]:
-    """An index with its first entry repeated up to a padded length."""
-    return index + index[:1] * (padded(len(index)) - len(index))
+def _padded(items: list[T]) -> list[T]:
+    """A list with its first entry repeated up to a padded length."""
+    return items + items[:1] * (padded(len(items)) - len(items))

@@ -26,5 +26,9 @@ class Ledger:
     nodes: int = 0
     seconds: float = field(default=0.0, compare=False)
 
+    def counts(self) -> dict[str, int]:
+        """Every field but the wall time, for journals."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seconds"}
+
     def __add__(self, other: Ledger) -> Ledger:
         return Ledger(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -89,6 +89,14 @@ def search_many(
     Raises UserError at once for an unknown strategy, a budget smaller than one step, or concurrency below 1, and while
     iterating for two tasks with one problem id.
     """
+    check_search(config, limits)
+    if concurrency < 1:
+        raise UserError(f"concurrency is {concurrency}; it must be at least 1")
+    return _Scheduler(policy, config, limits, seed, value, partial).run(iter(tasks), concurrency)
+
+
+def check_search(config: SearchConfig, limits: PolicyConfig) -> None:
+    """Raise UserError for an unknown strategy or a budget smaller than one step."""
     if config.strategy not in STRATEGIES:
         near = difflib.get_close_matches(config.strategy, STRATEGIES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(STRATEGIES)}"
@@ -98,9 +106,6 @@ def search_many(
             f"a budget of {config.budget} policy tokens is smaller than one step (policy.max_step_tokens is "
             f"{limits.max_step_tokens}); raise search.budget or lower policy.max_step_tokens"
         )
-    if concurrency < 1:
-        raise UserError(f"concurrency is {concurrency}; it must be at least 1")
-    return _Scheduler(policy, config, limits, seed, value, partial).run(iter(tasks), concurrency)
 
 
 def rule_for(config: SearchConfig) -> Rule:
