@@ -429,7 +429,7 @@ def _cell(name: str, search: SearchConfig, rows: Sequence[dict[str, Any]], cost:
         agreement=PairAuc(agree / pairs if pairs else None, pairs),
         rules={
             rule: mean(rule in row["rules"] and row["rules"][rule]["correct"] for row in rows)
-            if any(rule in row["rules"] for row in rows)
+            if any(row["rules"] for row in rows) and all(rule in row["rules"] for row in rows if row["rules"])
             else None
             for rule in RULES
         },

@@ -20,7 +20,7 @@ from qstar.evaluate.compare import Comparison, compare, measure, paired, sweep
 from qstar.problems.problem import Problem
 from qstar.runs.journal import Journal
 from qstar.search import STRATEGIES
-from qstar.types import Proposal, Request
+from qstar.types import Candidate, Proposal, Request
 from tests.search.helpers import HAND, LIMITS, exact, search
 from tests.toy import ToyMDP, ToyPolicy, ToyValue
 
@@ -97,6 +97,23 @@ def test_rules_choose_from_the_same_samples(tmp_path: Path) -> None:
     assert (test.only_a, test.only_b, test.p) == (0, 6, pytest.approx(2 / 64))
     assert next(comparison.tests()) == test
     assert len(list(comparison.tests())) == 3
+
+
+class Unfinished(ToyPolicy):
+    """Never finishes a solution of one question."""
+
+    def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
+        for proposal in super().propose(requests):
+            if proposal.request.state.question == "question 2":
+                cut = tuple(Candidate((), "length", c.tokens) for c in proposal.candidates)
+                proposal = dataclasses.replace(proposal, candidates=cut)
+            yield proposal
+
+
+def test_a_problem_without_a_solution_does_not_make_up_values(tmp_path: Path) -> None:
+    (cell,) = run(tmp_path, Unfinished(HAND, values=False), strategies=("majority",), budgets=(80,)).cells
+    assert cell.errors == 0
+    assert cell.rules == {"best": None, "majority": cell.accuracy, "value": None, "mass": None}
 
 
 def test_no_strategy_or_budget_gains_from_another(tmp_path: Path) -> None:
