@@ -1,15 +1,16 @@
 """Supervised fine-tuning of a policy or a student with TRL's SFTTrainer.
 
-Objective: the mean negative log-likelihood of the solution's tokens given the prompt, each example weighted,
+Objective: the mean negative log-likelihood of the solution's tokens given the prompt, each token weighted,
 
-    L = sum_i w_i sum_t -log pi(y_it | x_i, y_i<t) / sum_i |y_i|        over the examples i of a batch
+    L = sum_i sum_t w_it -log pi(y_it | x_i, y_i<t) / sum_i |y_i|        over the examples i of a batch
 
-With all w_i = 1 this is plain SFT. With w_i = exp(advantage / beta) it is advantage-weighted regression (Peng et al.,
-2019). The prompt's tokens carry no loss unless `question_loss` says so, and the language-model head runs only on
-positions that do.
+where w_it is the weight of the example times that of the step the token belongs to and, if asked for, times that of
+the token itself (`qstar.policy.frequency`). With all w_it = 1 this is plain SFT. With exp(advantage / beta) as weight
+of a step it is advantage-weighted regression (Peng et al., 2019). The prompt's tokens carry no loss unless
+`question_loss` says so, and the language-model head runs only on positions that do.
 
 Departures from SFTTrainer: the examples come tokenized and in their final order (`schedule`), so that a resumed run
-sees the batches an uninterrupted one would; the loss reads w_i and skips the entropy and accuracy metrics, which
+sees the batches an uninterrupted one would; the loss reads w_it and skips the entropy and accuracy metrics, which
 cost a pass over all logits; bfloat16 training keeps float32 master weights (`masters`) instead of autocasting.
 """
 
@@ -39,6 +40,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from qstar.config import ScratchConfig, SftConfig
 from qstar.errors import UserError
+from qstar.policy.frequency import frequency_weights
 from qstar.policy.hub import load_causal_lm, load_tokenizer, save_model
 from qstar.policy.masters import MasterAdamW
 from qstar.policy.prompt import encode_prompt, encode_solution
@@ -60,12 +62,14 @@ class SftExample:
     """A question with the solution to learn.
 
     steps: reasoning steps without their separator; answer: the final answer as text; weight: >= 0, see the card above.
+    step_weights: >= 0, one per step and a last one for the answer line, times `weight`; None: all 1.
     """
 
     question: str
     steps: tuple[str, ...]
     answer: str
     weight: float = 1.0
+    step_weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def sft(
     seed: int,
     device: str,
     max_tokens: int | None = None,
+    frequency_aware: bool = False,
 ) -> SftReport:
     """Train `model` in place and save it with its tokenizer and report to `directory`, complete or not at all.
 
@@ -108,16 +113,19 @@ def sft(
     data and settings, its report is returned and `model` stays untouched.
 
     max_tokens: examples longer than this (default: the model's context) are dropped and counted, never truncated.
+    frequency_aware: also weight every token by how rare it is among the targets of `examples`.
     Raises UserError if no example is left, a weight is negative, or what is on disk was made with other data or
-    settings.
+    settings; ValueError if an example has not one weight per step and one for the answer.
     """
     limit = max_tokens or model.config.max_position_embeddings
     rows = [_encode(tokenizer, example, question_loss=config.question_loss) for example in examples]
     kept = [row for row in rows if len(row["input_ids"]) <= limit]
     if not kept:
         raise UserError(f"no training example fits into {limit} tokens (of {len(rows)}); check the data or the context")
-    if any(not 0 <= row["weight"] < math.inf for row in kept):
+    if any(not 0 <= weight < math.inf for row in kept for weight in row["weights"]):
         raise UserError("a training example has a negative or infinite weight; weights must be finite and 0 or more")
+    if frequency_aware:
+        _weight_by_frequency(kept)
     order = schedule([len(row["input_ids"]) for row in kept], config.epochs, config.batch_size, seed)
     data = [kept[i] for i in order]
     fingerprint = _fingerprint(data, config, seed)
@@ -264,7 +272,7 @@ class _loss_head:  # noqa: N801  (a context manager used like a function)
             mask = labels != _IGNORE
             logits = model.get_output_embeddings()(hidden[mask]).float()  # [N, V], N tokens with loss
             losses = cross_entropy(logits, labels[mask], reduction="none")
-            return (losses * weights[:, None].expand_as(labels)[mask]).sum()
+            return (losses * weights[:, 1:][mask]).sum()
 
         self.model.forward = types.MethodType(forward, self.model)
         for layer in self.layers:
@@ -333,23 +341,39 @@ def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str) -> 
 
 
 def _encode(tokenizer: Any, example: SftExample, *, question_loss: bool = False) -> dict[str, Any]:
+    """input_ids, labels and weights of an example, one of each per token."""
     prompt = encode_prompt(tokenizer, example.question)
-    solution = [i for part in encode_solution(tokenizer, example.steps, example.answer) for i in part]
+    parts = encode_solution(tokenizer, example.steps, example.answer)
+    of_steps = example.step_weights or (1.0,) * len(parts)
+    weights = [example.weight] * len(prompt)
+    for part, weight in zip(parts, of_steps, strict=True):
+        weights += [example.weight * weight] * len(part)
+    solution = [i for part in parts for i in part]
     return {
         "input_ids": prompt + solution,
         "labels": [*(prompt if question_loss else [_IGNORE] * len(prompt)), *solution],
-        "weight": float(example.weight),
+        "weights": weights,
     }
+
+
+def _weight_by_frequency(rows: Sequence[dict[str, Any]]) -> None:
+    """Multiply the weights of encoded rows by those of their tokens, in place."""
+    factors = frequency_weights(label for row in rows for label in row["labels"] if label != _IGNORE)
+    for row in rows:
+        row["weights"] = [w * factors.get(i, 1.0) for w, i in zip(row["weights"], row["labels"], strict=True)]
 
 
 def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, Tensor]:
     longest = max(len(row["input_ids"]) for row in batch)
 
-    def padded(key: str, value: int) -> Tensor:
+    def padded(key: str, value: float) -> Tensor:
         return torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in batch])
 
-    weights = torch.tensor([row["weight"] for row in batch])
-    return {"input_ids": padded("input_ids", pad), "labels": padded("labels", _IGNORE), "weights": weights}
+    return {
+        "input_ids": padded("input_ids", pad),
+        "labels": padded("labels", _IGNORE),
+        "weights": padded("weights", 0.0),
+    }
 
 
 def _fingerprint(data: Sequence[dict[str, Any]], config: SftConfig, seed: int) -> str:

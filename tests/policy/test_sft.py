@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import qstar.policy.sft
 from qstar.config import ScratchConfig, SftConfig
 from qstar.errors import UserError
+from qstar.policy.frequency import frequency_weights
 from qstar.policy.hub import load_causal_lm, load_tokenizer
 from qstar.policy.sft import REPORT, SftExample, SftReport, build_base, drop_layers, schedule, sft
 from tests import tiny
@@ -101,6 +102,34 @@ def test_the_loss_is_the_weighted_mean_over_answer_tokens_alone(tmp_path: Path) 
     assert report.losses == ((5, pytest.approx(sum(expected) / 5, rel=1e-4)),)
     assert report.target_tokens == sum(map(len, losses))
     assert report.tokens == sum(len(part) for item in items for part in tokens(item))
+
+
+def test_steps_have_weights_of_their_own(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e-30, weight_decay=0.0)
+    item = dataclasses.replace(example(4), weight=2.0, step_weights=(0.5, 3.0, 0.0))
+    report = train(tmp_path / "m", [item] * 20, config)
+    losses = answer_losses(tiny.model(), item)
+    first, second = (len(TOKENIZER.encode(step + "\n")) for step in item.steps)
+    parts = torch.split(losses, [first, second, len(losses) - first - second])
+    expected = 2 * sum(w * float(part.sum()) for w, part in zip((0.5, 3.0, 0.0), parts, strict=True)) / len(losses)
+    assert report.losses == ((5, pytest.approx(expected, rel=1e-4)),)
+
+
+def test_every_step_and_the_answer_need_a_weight(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        train(tmp_path / "m", [dataclasses.replace(example(4), step_weights=(1.0, 1.0))])
+
+
+def test_rare_tokens_count_more_when_asked_to(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e-30, weight_decay=0.0)
+    item = example(5)
+    report = train(tmp_path / "m", [item] * 20, config, frequency_aware=True)
+    _, solution = tokens(item)
+    weights = frequency_weights(solution)
+    losses = answer_losses(tiny.model(), item)
+    expected = sum(weights[i] * float(loss) for i, loss in zip(solution, losses, strict=True)) / len(solution)
+    assert report.losses == ((5, pytest.approx(expected, rel=1e-4)),)
+    assert expected != pytest.approx(float(losses.mean()), rel=1e-3)
 
 
 def test_the_question_carries_loss_when_asked_to(tmp_path: Path) -> None:
