@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -16,7 +17,7 @@ def test_weights_fall_with_the_count_and_have_a_mean_of_one(targets: list[int]) 
     weights, counts = frequency_weights(targets), Counter(targets)
     assert sum(weights[token] for token in targets) / len(targets) == pytest.approx(1)
     ranked = sorted(counts, key=lambda token: counts[token])
-    assert all(weights[a] >= weights[b] > 0 for a, b in zip(ranked, ranked[1:], strict=False))
+    assert all(weights[a] >= weights[b] > 0 for a, b in itertools.pairwise(ranked))
 
 
 def test_weights_are_linear_in_the_relative_frequency() -> None:
