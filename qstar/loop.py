@@ -1,4 +1,8 @@
-"""The loop: every stage of a run in order, each once, from wherever an earlier call was stopped."""
+"""The loop: every stage of a run in order, each once, from wherever an earlier call was stopped.
+
+A launch of several processes (`accelerate launch`) works on one run: the first process leads, holds the lock and
+records what is done; the others join it in the stages that train through TRL and wait for it in all others.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from qstar.config import RunConfig
 from qstar.errors import UserError
 from qstar.runs.directory import RunDirectory, Stage, StageSpec, identity
 from qstar.runs.files import full_disk
+from qstar.runs.team import Team
 from qstar.stages import STAGES, Run
 
 
@@ -28,6 +33,9 @@ def run_stages(
     if until is not None and until not in names:
         raise UserError(f"there is no stage {until}; the stages are {', '.join(names)}")
     directory = RunDirectory(config)
+    if not Team.from_environment().leads:
+        _follow(Run(directory, say), until, stages)
+        return
     with directory.lock():
         directory.open(stages)
         inputs = directory.inputs(stages)
@@ -46,6 +54,20 @@ def run_stages(
                 say(f"{spec.name}: done in {duration(stage.manifest['seconds'])} ({headline(metrics)})")
             if spec.name == until:
                 return
+
+
+def _follow(run: Run, until: str | None, stages: Sequence[StageSpec]) -> None:
+    """Take part in the joint stages. If the leading process fails, its launcher ends this one too."""
+    for spec in stages:
+        stage = run.directory.stage(spec.name)
+        while not (stage.done or (spec.joint and stage.begun)):
+            time.sleep(0.2)
+        if not stage.done:
+            spec.run(run, stage)
+        while not stage.done:
+            time.sleep(0.2)
+        if spec.name == until:
+            return
 
 
 def show_status(config: RunConfig, say: Callable[[str], None], stages: Sequence[StageSpec] = STAGES) -> None:

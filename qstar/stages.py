@@ -26,6 +26,7 @@ from qstar.rollout import read_traces, rollout
 from qstar.runs.directory import RunDirectory, Stage, StageSpec
 from qstar.runs.files import write_json
 from qstar.runs.journal import Journal
+from qstar.runs.team import Team
 from qstar.trace import Trace
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Run:
     def device(self) -> str:
         from qstar.policy.hub import resolve_device
 
-        return resolve_device(self.config.policy.device)
+        device, team = resolve_device(self.config.policy.device), Team.from_environment()
+        return f"cuda:{team.local_rank}" if device == "cuda" and team.size > 1 else device
 
     @property
     def teacher_path(self) -> Path:
@@ -392,11 +394,11 @@ def _train(
 
 STAGES = (
     StageSpec("data", data, ("data",)),
-    StageSpec("sft", sft, ("seed", "policy.init", "policy.revision", "policy.scratch", "sft")),
+    StageSpec("sft", sft, ("seed", "policy.init", "policy.revision", "policy.scratch", "sft"), joint=True),
     StageSpec("rollout", rollouts, ("policy", "rollout")),
     StageSpec("train-q", train_q, ("value",)),
     StageSpec("search", search, ("search", "traces")),
     StageSpec("export", export, ()),
-    StageSpec("distill", distill, ("student",)),
+    StageSpec("distill", distill, ("student",), joint=True),
     StageSpec("eval", evaluate, ("eval",)),
 )

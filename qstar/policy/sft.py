@@ -45,6 +45,7 @@ from qstar.policy.hub import load_causal_lm, load_tokenizer, save_model
 from qstar.policy.masters import MasterAdamW
 from qstar.policy.prompt import encode_prompt, encode_solution
 from qstar.policy.scratch import new_model, train_tokenizer
+from qstar.runs.team import Team
 
 REPORT = "training.json"
 """Written into the model's folder when training is finished."""
@@ -132,8 +133,8 @@ def sft(
     finished = directory / REPORT
     if finished.is_file():
         return _finished_report(finished, fingerprint)
-    checkpoints = directory.with_name(f"{directory.name}-checkpoints")
-    resume = _last_checkpoint(checkpoints, fingerprint)
+    checkpoints, team = directory.with_name(f"{directory.name}-checkpoints"), Team.from_environment()
+    resume = _last_checkpoint(checkpoints, f"{fingerprint} {team.size}", leads=team.leads)
 
     model.to(device=device, dtype=getattr(torch, config.dtype))
     trainer = _Trainer(
@@ -162,7 +163,7 @@ def sft(
         tokens=tokens,
         target_tokens=sum(label != _IGNORE for row in data for label in row["labels"][1:]),
         seconds=seconds,
-        tokens_per_second=sum(len(row["input_ids"]) for row in data[done * config.batch_size :]) / seconds,
+        tokens_per_second=sum(len(row["input_ids"]) for row in data[done * team.size * config.batch_size :]) / seconds,
         losses=tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
         fingerprint=fingerprint,
     )
@@ -395,18 +396,20 @@ def _finished_report(path: Path, fingerprint: str) -> SftReport:
     return report
 
 
-def _last_checkpoint(checkpoints: Path, fingerprint: str) -> Path | None:
-    """The last complete checkpoint; incomplete ones (killed while writing) are removed."""
-    mark = checkpoints / "fingerprint"
-    if mark.is_file() and mark.read_text() != fingerprint:
-        raise UserError(f"{checkpoints} belongs to a training with other data or settings; delete it to start again")
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    mark.write_text(fingerprint)
+def _last_checkpoint(checkpoints: Path, fingerprint: str, *, leads: bool) -> Path | None:
+    """The last complete checkpoint. The leading process removes incomplete ones (killed while writing)."""
+    if leads:
+        mark = checkpoints / "fingerprint"
+        if mark.is_file() and mark.read_text() != fingerprint:
+            raise UserError(f"{checkpoints} is of other data, settings or number of processes; delete it to redo it")
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        mark.write_text(fingerprint)
     complete = []
     for path in checkpoints.glob("checkpoint-*"):
         try:
             # The trainer writes its state last, but not atomically: it counts only if it is whole.
             complete.append((int(json.loads((path / "trainer_state.json").read_text())["global_step"]), path))
         except (OSError, ValueError, TypeError, KeyError):
-            shutil.rmtree(path)
+            if leads:
+                shutil.rmtree(path)
     return max(complete)[1] if complete else None

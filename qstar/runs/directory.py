@@ -54,11 +54,13 @@ class StageSpec(NamedTuple):
     name: also its folder. run: called with the `Run` and its `Stage`; returns the metrics, the headline ones first.
     It must continue from whatever an earlier, killed call left in the folder.
     reads: the dotted fields or sections of the configuration that it depends on, such as "data" or "policy.init".
+    joint: whether every process of a launch takes part; the other stages are the leading process's alone.
     """
 
     name: str
     run: Callable[[Any, Stage], dict[str, Any]]
     reads: tuple[str, ...]
+    joint: bool = False
 
 
 class Progress(NamedTuple):
