@@ -200,6 +200,23 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="override one field"
     )
+    traces = verbs.add_parser("traces", help="look at solutions").add_subparsers(
+        dest="traces_verb", required=True, metavar="VERB"
+    )
+    audit = traces.add_parser(
+        "audit",
+        help="how many right answers have a wrong reason, and how well that can be told",
+        description="Flag the traces of a run whose answer is right though a step may be wrong. On generated problems "
+        "the truth is known: precision, recall and a curve over thresholds are measured. Writes RUN/audit/.",
+        epilog="examples:\n  qstar traces audit runs/quickstart\n"
+        "  qstar traces audit runs/gsm8k-smollm2 --scorer runs/quickstart/audit/audit.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    audit.set_defaults(handler=_audit)
+    _run_arguments(audit)
+    audit.add_argument(
+        "--scorer", type=Path, metavar="FILE", help="audit.json of a run of generated problems, to judge traces by"
+    )
     verb("env", "print versions and hardware for a bug report", _env)
     return top
 
@@ -321,6 +338,12 @@ def _data_check(args: argparse.Namespace) -> None:
     from qstar.commands import check_data
 
     check_data(_config(args))
+
+
+def _audit(args: argparse.Namespace) -> None:
+    from qstar.commands import audit_run
+
+    audit_run(args.run, args.scorer)
 
 
 def _env(args: argparse.Namespace) -> None:

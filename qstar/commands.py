@@ -240,6 +240,25 @@ def sweep_run(path: Path, budgets: tuple[int, ...] | None, limit: int | None) ->
     print(f"figures: {folder}")
 
 
+def audit_run(path: Path, scorer: Path | None) -> None:
+    """Audit the right answers among a run's rollouts and searches; the figures go to RUN/audit/."""
+    from qstar.distill.audit import Judge, audit
+    from qstar.distill.audit_table import show_audit
+    from qstar.value.model import ValueModel
+
+    judge = Judge.load(scorer) if scorer is not None else None
+    run = open_run(path, "sft", "rollout", "train-q", "search")
+    # The truth serves to measure only, so problems that keep their steps from the policy have it here too.
+    data = dataclasses.replace(run.config.data, gold_solutions=None)
+    truth = {problem.id: problem for problem in load_train_dev(data)[0] if problem.values is not None}
+    policy, value = run.models(with_value=True)
+    if value is None:
+        value = ValueModel(policy.model, policy.tokenizer, policy.head)
+    result = audit(run.all_traces(), value, truth, path / "audit", judge)
+    show_audit(result, Console())
+    print(f"figures and examples: {path / 'audit'}")
+
+
 def check_data(config: RunConfig) -> None:
     """Check the problems of a configuration. Raises UserError if any row fails."""
     from qstar.problems.check import check_problems
