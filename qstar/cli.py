@@ -207,7 +207,8 @@ def parser() -> argparse.ArgumentParser:
         "audit",
         help="how many right answers have a wrong reason, and how well that can be told",
         description="Flag the traces of a run whose answer is right though a step may be wrong. On generated problems "
-        "the truth is known: precision, recall and a curve over thresholds are measured. Writes RUN/audit/.",
+        "the truth is known: precision, recall and a curve over thresholds are measured. Elsewhere a judge made of gold "
+        "solutions and corrupted ones, or of another run's audit, gives an estimate. Writes RUN/audit/.",
         epilog="examples:\n  qstar traces audit runs/quickstart\n"
         "  qstar traces audit runs/gsm8k-smollm2 --scorer runs/quickstart/audit/audit.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -246,11 +246,12 @@ def audit_run(path: Path, scorer: Path | None) -> None:
     from qstar.distill.audit_table import show_audit
     from qstar.value.model import ValueModel
 
-    judge = Judge.load(scorer) if scorer is not None else None
+    given = Judge.load(scorer) if scorer is not None else None
     run = open_run(path, "sft", "rollout", "train-q", "search")
     # The truth serves to measure only, so problems that keep their steps from the policy have it here too.
     data = dataclasses.replace(run.config.data, gold_solutions=None)
     truth = {problem.id: problem for problem in load_train_dev(data)[0] if problem.values is not None}
+    judge = None if truth else given or Judge.of_gold(run.train, run.config.seed)
     policy, value = run.models(with_value=True)
     if value is None:
         value = ValueModel(policy.model, policy.tokenizer, policy.head)

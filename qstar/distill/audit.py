@@ -5,8 +5,10 @@
     RUN/audit/examples.md   traces with right answers to read: the most doubted ones, and ones without doubt
 
 On generated problems the truth of every trace is known, and the scorer is measured on problems that it was not fitted
-on. Elsewhere no truth is known: flags are counted, and the scorer of another run's audit may judge the traces. How
-well it carries over is then not measured; the examples are there to be read.
+on. Elsewhere no truth is known: a judge estimates. It is fitted on gold solutions and corrupted ones, or comes from
+another run's audit. The share of lucky traces follows from the share it doubts, f, its recall r and the share s of
+sound ones it doubts, as in screening with an imperfect test: (f - s) / (r - s), within [0, 1] (Rogan and Gladen 1978).
+How well a judge carries over is not measured; the examples are there to be read.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +27,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from qstar.distill.corruptions import corrupt
 from qstar.distill.soundness import FEATURES, Scorer, features, fit_scorer, out_of_fold, sound
 from qstar.errors import UserError, printable
 from qstar.grading.flags import TraceFlags, dip, problem_flags
 from qstar.problems.problem import Problem
 from qstar.runs.files import replacing, write_json, write_text
 from qstar.trace import Trace
-from qstar.types import Value
+from qstar.types import Step, Value
 from qstar.value.calibrate import auc
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -38,6 +42,9 @@ THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 PRECISION = 0.9
 """The threshold that the audit recommends has at least this precision, and then the highest recall."""
+
+GOLD = 2000
+"""Most gold solutions that a judge is fitted on."""
 
 EXAMPLES = 50
 """Traces of each kind in the file of examples."""
@@ -55,29 +62,6 @@ class Audited:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The scorer of an audit with known truth, and the threshold it recommends."""
-
-    scorer: Scorer
-    threshold: float
-
-    @classmethod
-    def load(cls, path: Path) -> Judge:
-        """Read from an audit.json. Raises UserError if the file is not one, or was made without known truth."""
-        try:
-            data = json.loads(path.read_bytes())
-            parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["scorer"].items()}
-            scorer = Scorer(**parts)
-            scorer.score([0.0] * len(FEATURES))
-            return cls(scorer, float(data["recommended"]["threshold"]))
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            raise UserError(
-                f"{path} holds no scorer of this version ({type(error).__name__}); make one with "
-                "`qstar traces audit` on a run of generated problems"
-            ) from None
-
-
-@dataclass(frozen=True)
 class Screen:
     """What throwing away traces with a score below `threshold` does; all shares in [0, 1].
 
@@ -91,6 +75,53 @@ class Screen:
     recall: float | None
     still_lucky: float | None
     sound_lost: float | None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A scorer with what it did on the labelled traces it was made from. source: in words."""
+
+    scorer: Scorer
+    screen: Screen
+    source: str
+
+    @classmethod
+    def load(cls, path: Path) -> Judge:
+        """Read from an audit.json. Raises UserError if the file is not one, or was made without known truth."""
+        try:
+            data = json.loads(path.read_bytes())
+            parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["scorer"].items()}
+            scorer = Scorer(**parts)
+            scorer.score([0.0] * len(FEATURES))
+            return cls(scorer, Screen(**data["recommended"]), f"the audit in {path.parent}")
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            raise UserError(
+                f"{path} holds no scorer of this version ({type(error).__name__}); make one with "
+                "`qstar traces audit` on a run of generated problems"
+            ) from None
+
+    @classmethod
+    def of_gold(cls, problems: Sequence[Problem], seed: int) -> Judge | None:
+        """Fitted on gold solutions and corrupted ones; None if no problem has steps or no threshold is precise enough.
+
+        Flags that need a policy (V, agreement, support) are unknown there and get no weight.
+        """
+        rng = random.Random(seed)
+        items: list[Audited] = []
+        for problem in [problem for problem in problems if problem.steps][:GOLD]:
+            wrong = corrupt(problem, rng)
+            if wrong is not None and problem.steps is not None:
+                items += [_solution(problem, problem.steps, True), _solution(problem, wrong, False)]
+        if not items:
+            return None
+        scorer, _, curve = _measured(items)
+        best = recommended(curve)
+        return None if best is None else cls(scorer, best, f"{len(items) // 2} gold solutions, each also corrupted")
+
+    def prevalence(self, doubted: float) -> float:
+        """The estimated share of lucky traces where a share of `doubted` is below the threshold; both in [0, 1]."""
+        recall, lost = self.screen.recall or 0.0, self.screen.sound_lost or 0.0
+        return min(1.0, max(0.0, (doubted - lost) / (recall - lost))) if recall > lost else 0.0
 
 
 def audited(traces: Iterable[Trace], value: Value, truth: Mapping[str, Problem]) -> Iterator[Audited]:
@@ -145,7 +176,7 @@ def audit(
 ) -> dict[str, Any]:
     """Audit traces (see `audited`), write the files named above into `folder` and return the content of audit.json.
 
-    judge: of another run, for traces whose truth is not known. Raises UserError if the truth is known but all traces
+    judge: for traces whose truth is not known. Raises UserError if the truth is known but all traces
     are sound, or all are lucky.
     """
     found = list(tqdm(audited(traces, value, truth), desc="audit", unit="trace"))
@@ -159,27 +190,48 @@ def audit(
     }
     known = [item for item in found if item.sound is not None]
     if known:
-        labels = [bool(item.sound) for item in known]
-        rows = [item.row for item in known]
-        scores = out_of_fold(rows, labels, [item.trace.problem_id for item in known])
-        found = [dataclasses.replace(item, score=score) for item, score in zip(known, scores, strict=True)]
-        curve = screening(scores, labels)
+        scorer, found, curve = _measured(known)
         best = recommended(curve)
         result |= {
-            "lucky": labels.count(False),
-            "auc": auc(-np.array(scores), 1 - np.array(labels, dtype=np.float64)),
+            "lucky": sum(not item.sound for item in found),
+            "auc": auc(
+                np.array([-(item.score or 0.0) for item in found]), np.array([float(not item.sound) for item in found])
+            ),
             "recommended": best and dataclasses.asdict(best),
             "curve": [dataclasses.asdict(screen) for screen in curve],
-            "scorer": dataclasses.asdict(fit_scorer(rows, labels)),
+            "scorer": dataclasses.asdict(scorer),
         }
         _draw(curve, folder / "curve.png")
-    elif judge is not None:
+    elif judge is not None and found:
         found = [dataclasses.replace(item, score=judge.scorer.score(item.row)) for item in found]
-        thrown = sum(item.score is not None and item.score < judge.threshold for item in found)
-        result["judged"] = {"threshold": judge.threshold, "thrown": thrown}
+        doubted = sum(item.score is not None and item.score < judge.screen.threshold for item in found) / len(found)
+        lucky = judge.prevalence(doubted)
+        result["judged"] = {
+            "source": judge.source,
+            "screen": dataclasses.asdict(judge.screen),
+            "doubted": doubted,
+            "lucky_estimate": lucky,
+            "still_lucky_estimate": lucky * (1 - (judge.screen.recall or 0.0)) / (1 - doubted) if doubted < 1 else None,
+        }
     write_text(folder / "examples.md", _examples(found))
     write_json(folder / "audit.json", result)
     return result
+
+
+def _measured(items: Sequence[Audited]) -> tuple[Scorer, list[Audited], list[Screen]]:
+    """A scorer fitted on items of known truth, the items with scores of fits that did not see them, and the curve."""
+    labels, rows = [bool(item.sound) for item in items], [item.row for item in items]
+    scores = out_of_fold(rows, labels, [item.trace.problem_id for item in items])
+    scored = [dataclasses.replace(item, score=score) for item, score in zip(items, scores, strict=True)]
+    return fit_scorer(rows, labels), scored, screening(scores, labels)
+
+
+def _solution(problem: Problem, steps: Sequence[str], sound: bool) -> Audited:
+    """A written solution that ends in the right answer."""
+    made = tuple(Step(f"{text}\n", (), 0.0) for text in (*steps, f"#### {problem.answer}"))
+    trace = Trace(problem.id, problem.question, made, "terminal", "correct", problem.answer, "gold")
+    (flags,) = problem_flags([trace])
+    return Audited(trace, flags, tuple(features(flags, [])), sound)
 
 
 def _lucky(found: Sequence[Audited], reason: str) -> int | None:

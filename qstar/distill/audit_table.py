@@ -35,10 +35,18 @@ def show_audit(result: Mapping[str, Any], console: Console) -> None:
             )
         )
     if judged := result.get("judged"):
+        screen = judged["screen"]
         console.print(
-            f"the given scorer doubts {judged['thrown']} of {right} ({judged['thrown'] / right:.1%}), with P(sound) "
-            f"below {judged['threshold']}; its accuracy here is not known: read examples.md"
+            f"judge: {judged['source']}; below P(sound) {screen['threshold']} it has precision "
+            f"{screen['precision']:.2f} and recall {screen['recall']:.2f} there, and doubts "
+            f"{screen['sound_lost']:.1%} of the sound ones"
         )
+        console.print(f"it doubts {judged['doubted']:.1%} of the right answers here")
+        if judged["still_lucky_estimate"] is not None:
+            console.print(
+                f"if it is as accurate here, {judged['lucky_estimate']:.1%} of them are lucky, and "
+                f"{judged['still_lucky_estimate']:.1%} of those it would keep; read examples.md to see"
+            )
 
 
 def _flags(result: Mapping[str, Any], lucky: int | None) -> Table:

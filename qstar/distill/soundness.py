@@ -60,8 +60,8 @@ def sound(problem: Problem, trace: Trace) -> bool:
     for equation in (e for step in trace.steps for e in equations(step.text)):
         if not equation.holds or equation.value is None or equation.value not in missing:
             return False
-        missing[equation.value] = 0
-    return not any(missing.values())
+        missing[equation.value] -= 1
+    return all(count <= 0 for count in missing.values())
 
 
 def features(flags: TraceFlags, values: Sequence[float | None]) -> list[float]:

@@ -85,7 +85,7 @@ def check_path(question: str, steps: Sequence[str]) -> PathChecks:
     result: Fraction | None = None
     for step in steps:
         last = 0
-        for equation in _equations(step):
+        for equation in step_equations(step):
             count += 1
             false += not equation.holds
             repeated += equation.key in keys
@@ -115,6 +115,6 @@ def question_numbers(question: str) -> frozenset[Fraction]:
 
 
 @lru_cache(maxsize=65536)
-def _equations(step: str) -> tuple[Equation, ...]:
-    """Many paths share a step."""
+def step_equations(step: str) -> tuple[Equation, ...]:
+    """`equations` of a step, remembered, because many paths share a step."""
     return tuple(equations(step))

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from qstar.grading.checks import PathChecks, check_path, question_numbers
-from qstar.grading.steps import equations
+from qstar.grading.checks import PathChecks, check_path, question_numbers, step_equations
 from qstar.trace import Trace
 
 
@@ -93,7 +92,7 @@ def dip(values: Sequence[float | None]) -> float | None:
 
 def _results(trace: Trace) -> frozenset[Fraction]:
     """The results that a solution states."""
-    return frozenset(e.value for step in trace.steps for e in equations(step.text) if e.value is not None)
+    return frozenset(e.value for step in trace.steps for e in step_equations(step.text) if e.value is not None)
 
 
 def _shares(inner: set[Fraction], others: Sequence[frozenset[Fraction]]) -> list[float]:
@@ -104,7 +103,7 @@ def _shares(inner: set[Fraction], others: Sequence[frozenset[Fraction]]) -> list
 def _reused(question: str, steps: Sequence[str]) -> int:
     uses = {number: 0 for number in question_numbers(question)}
     for step in steps:
-        for equation in equations(step):
+        for equation in step_equations(step):
             for operand in set(equation.operands):
                 if operand in uses:
                     uses[operand] += 1

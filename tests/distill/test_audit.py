@@ -12,6 +12,7 @@ from rich.console import Console
 from qstar.config import GeneratorConfig
 from qstar.distill.audit import Judge, Screen, audit, recommended, screening
 from qstar.distill.audit_table import show_audit
+from qstar.distill.soundness import Scorer
 from qstar.errors import UserError
 from qstar.problems.generator import generate
 from qstar.problems.problem import Problem
@@ -77,7 +78,33 @@ def test_without_truth_another_runs_scorer_judges(tmp_path: Path) -> None:
     judge = Judge.load(tmp_path / "a" / "audit.json")
     result = audit(traces(), Half(), {}, tmp_path / "b", judge)
     assert "lucky" not in result
-    assert result["judged"]["thrown"] == sum("131 + 137" in trace.solution for trace in traces())
+    share = sum("131 + 137" in trace.solution for trace in traces()) / len(traces())
+    assert result["judged"]["doubted"] == pytest.approx(share)
+    assert result["judged"]["lucky_estimate"] == pytest.approx(share)
+    assert result["judged"]["still_lucky_estimate"] == pytest.approx(0)
+
+
+def test_a_judge_made_of_gold_doubts_corrupted_solutions(tmp_path: Path) -> None:
+    judge = Judge.of_gold(list(PROBLEMS.values()), seed=0)
+    assert judge is not None
+    assert judge.screen.precision is not None
+    assert judge.screen.precision >= 0.9
+    assert judge.screen.recall is not None
+    assert judge.screen.recall >= 0.8
+    result = audit(traces(), Half(), {}, tmp_path, judge)
+    share = sum("131 + 137" in trace.solution for trace in traces()) / len(traces())
+    assert result["judged"]["doubted"] == pytest.approx(share, abs=0.1)
+
+
+def test_no_gold_no_judge() -> None:
+    assert Judge.of_gold([], seed=0) is None
+
+
+@pytest.mark.parametrize(("doubted", "lucky"), [(0.1, 0.0), (0.5, 0.5), (0.9, 1.0), (0.0, 0.0), (1.0, 1.0)])
+def test_share_of_lucky_by_hand(doubted: float, lucky: float) -> None:
+    """A judge that doubts 0.9 of the lucky and 0.1 of the sound ones doubts 0.9 p + 0.1 (1 - p)."""
+    judge = Judge(Scorer((), (), (), 0.0), Screen(0.5, 1, 0.9, 0.9, 0.1, 0.1), "test")
+    assert judge.prevalence(doubted) == pytest.approx(lucky)
 
 
 @pytest.mark.parametrize(
