@@ -124,7 +124,12 @@ def parser() -> argparse.ArgumentParser:
     solve.add_argument("--budget", type=_positive, help="policy tokens to spend (default: the run's search.budget)")
     solve.add_argument("--seed", type=int, default=0, help="another seed draws other steps (default: 0)")
     solve.add_argument("--json", action="store_true", help="print JSON for programs")
-    solve.add_argument("--trace", type=Path, metavar="FILE", help="write the search tree as JSON")
+    solve.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write the search tree as JSON; when asked for questions, FILE, FILE-2, ...",
+    )
 
     export = verb(
         "export",
@@ -207,8 +212,8 @@ def parser() -> argparse.ArgumentParser:
         "audit",
         help="how many right answers have a wrong reason, and how well that can be told",
         description="Flag the traces of a run whose answer is right though a step may be wrong. On generated problems "
-        "the truth is known: precision, recall and a curve over thresholds are measured. Elsewhere a judge made of gold "
-        "solutions and corrupted ones, or of another run's audit, gives an estimate. Writes RUN/audit/.",
+        "the truth is known: precision, recall and a curve over thresholds are measured. Elsewhere a judge made of "
+        "gold solutions and corrupted ones, or of another run's audit, gives an estimate. Writes RUN/audit/.",
         epilog="examples:\n  qstar traces audit runs/quickstart\n"
         "  qstar traces audit runs/gsm8k-smollm2 --scorer runs/quickstart/audit/audit.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def solve_questions(
         last = follow(solver.stream(question.strip(), strategy=strategy, budget=budget, seed=seed))
         solution = last.solution()
         if trace is not None:
-            write_json(trace, solution.tree.to_json())
+            write_json(_free(trace) if interactive else trace, solution.tree.to_json())
         if as_json:
             print(json.dumps(solution.to_json(), indent=2))
         else:
@@ -139,6 +140,14 @@ def solve_questions(
             answer(question)
         except UserError as error:
             print(f"qstar: {printable(str(error))}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("qstar: interrupted before the first step", file=sys.stderr)
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3, ... that does not exist."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def _waiting(text: str) -> contextlib.AbstractContextManager[object]:

@@ -265,6 +265,34 @@ def test_questions_one_after_the_other(
     ]
 
 
+def test_every_question_has_a_tree_file_of_its_own(load: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load(Stopped(HAND, at=[]))
+    ask(monkeypatch, "first", "second", KeyboardInterrupt)
+    assert main(["solve", "--model", "run", "--trace", str(tmp_path / "tree.json")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tree-2.json", "tree.json"]
+    assert json.loads((tmp_path / "tree-2.json").read_text())["question"] == "second"
+
+
+def test_ctrl_c_before_the_first_step_ends_only_that_question(
+    load: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(ToyPolicy(HAND))
+    streams = iter([KeyboardInterrupt])
+    stream = Solver.stream
+
+    def interrupted_once(*args: Any, **settings: Any) -> Any:
+        for error in streams:
+            raise error
+        return stream(*args, **settings)
+
+    monkeypatch.setattr(Solver, "stream", interrupted_once)
+    ask(monkeypatch, "first", "second", KeyboardInterrupt)
+    assert main(["solve", "--model", "run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "qstar: interrupted before the first step\n"
+    assert captured.out.count("cost: ") == 1
+
+
 def make_run(folder: Path, name: str, age: float = 0.0, **stages: dict[str, Any]) -> Path:
     """A run directory whose stages are done with these metrics, or begun if they are empty."""
     run = folder / name

@@ -115,10 +115,11 @@ def test_a_stream_reports_every_step_and_ends_like_solve() -> None:
 
 
 def test_the_best_answer_so_far() -> None:
-    events, best = solver(Impatient(HAND, 5)).stream("q"), []
+    events, best, complete = solver(Impatient(HAND, 5)).stream("q"), [], []
     for _ in range(6):
         event = next(events)
         best.append(event.best_value)
+        complete.append(event.solutions)
     with pytest.raises(KeyboardInterrupt):
         next(events)
     solution = event.solution()
@@ -127,7 +128,12 @@ def test_the_best_answer_so_far() -> None:
     assert solution.answer is not None
     assert 0 < solution.ledger.policy_tokens < 120
     assert best[0] is None
-    assert best[-1] is not None
+    known = [value for value in best if value is not None]
+    assert known == sorted(known)
+    assert event.solutions == 0 or known[-1] >= solution.confidence > 0
+    assert any(value is not None and solutions == 0 for value, solutions in zip(best, complete, strict=True)), (
+        "V of a state counts before there is a solution"
+    )
 
 
 def test_a_stream_that_is_left_leaves_the_solver_usable() -> None:

@@ -25,6 +25,7 @@ from qstar.grading.flags import TraceFlags
 from qstar.grading.steps import equations
 from qstar.problems.problem import Problem
 from qstar.trace import Trace
+from qstar.types import derive_seed
 from qstar.value.calibrate import Floats
 
 FEATURES = (
@@ -108,9 +109,15 @@ class Scorer:
 
 
 def fit_scorer(rows: Sequence[Sequence[float]], labels: Sequence[bool]) -> Scorer:
-    """Fit on rows of features and whether each trace is sound. Raises UserError if all labels are alike."""
-    from sklearn.linear_model import LogisticRegression
+    """Fit on rows of features and whether each trace is sound.
 
+    Raises UserError if all labels are alike, or scikit-learn is not installed.
+    """
+    try:
+        # Not installed by default: transformers imports scipy wherever it is there, which every command then waits for.
+        from sklearn.linear_model import LogisticRegression
+    except ImportError:
+        raise UserError("fitting a scorer needs scikit-learn; install it with pip install 'qstar[audit]'") from None
     if len(set(labels)) < 2:
         kind = "sound" if labels and labels[0] else "lucky" if labels else "missing"
         raise UserError(f"all {len(labels)} labelled traces are {kind}, so there is nothing to tell apart")
@@ -123,11 +130,12 @@ def fit_scorer(rows: Sequence[Sequence[float]], labels: Sequence[bool]) -> Score
 
 def out_of_fold(rows: Sequence[Sequence[float]], labels: Sequence[bool], problems: Sequence[str]) -> list[float]:
     """P(sound) of each row by a scorer that saw no trace of the same problem. Raises UserError like `fit_scorer`."""
-    from sklearn.model_selection import GroupKFold
-
+    fold = {problem: derive_seed("fold", problem) % FOLDS for problem in problems}
     scores = [0.0] * len(rows)
-    for seen, held in GroupKFold(FOLDS).split(rows, labels, problems):
+    for held in range(FOLDS):
+        seen = [i for i, problem in enumerate(problems) if fold[problem] != held]
         scorer = fit_scorer([rows[i] for i in seen], [labels[i] for i in seen])
-        for i in held:
-            scores[i] = scorer.score(rows[i])
+        for i, problem in enumerate(problems):
+            if fold[problem] == held:
+                scores[i] = scorer.score(rows[i])
     return scores
