@@ -15,6 +15,8 @@ COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7")
 ASTAR_COLOUR = "#D55E00"
 MARKERS = "osv^D<>pXhP"
 LINES = ("-", "--", ":", "-.")
+FILLS = ("full", "none", "left", "bottom")
+"""Of markers, per model: a row with one budget has no line to tell it by."""
 FEWEST_ANSWERS = 10
 """The coverage curve starts where this many problems are answered."""
 
@@ -99,6 +101,7 @@ def _draw(comparison: Comparison, draw: Callable[[Any, list[Cell], dict[str, Any
             "color": ASTAR_COLOUR if astar else COLOURS[number % len(COLOURS)] if sweep else colours[strategy],
             "marker": MARKERS[number % len(MARKERS)],
             "linestyle": LINES[names.index(name) % len(LINES)],
+            "fillstyle": FILLS[names.index(name) % len(FILLS)],
             "linewidth": 2.4 if astar else 1.3,
             "markersize": 5,
             "zorder": 3 if astar else 2,
