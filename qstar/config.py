@@ -215,6 +215,29 @@ class TracesConfig:
     """Verified rollouts are candidates too."""
     require_equations: bool = True
     """Keep only traces whose every equation recomputes."""
+    wordings: int = 1
+    """Keep so many wordings of one chain of equations: the most probable one, then the least alike."""
+    selection: Literal["informed", "uniform", "random"] = "informed"
+    """informed: problems that the policy always solves count less, in the draw for `tokens` or else in the loss;
+    uniform: every problem's first trace before any second one; random: all traces alike, without a cap."""
+    tokens: int | None = None
+    """Solution tokens in the data set, at most (null: all kept traces)."""
+
+
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """On-policy distillation after the fine-tuning (`student.method: on-policy`)."""
+
+    steps: int = 100
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Questions per step; the student answers each once."""
+    learning_rate: float = 1e-4
+    """Peak rate; cosine schedule."""
+    max_tokens: int = 128
+    """Cap on one answer."""
+    divergence: float = 1.0
+    """0: forward KL; 1: reverse KL; between: generalized Jensen-Shannon divergence."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +251,14 @@ class StudentConfig:
     )
     layers: int | None = None
     """Layers kept with drop-layers."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank on every linear layer and merge them in the end (null: all weights)."""
+    loss: Literal["uniform", "advantage", "frequency"] = "uniform"
+    """uniform: every token alike; advantage: steps of traces by exp(advantage); frequency: rare tokens more."""
+    method: Literal["sft", "on-policy"] = "sft"
+    """sft: learn from the examples; on-policy: then also match the teacher on answers of the student's own. The
+    teacher's tokenizer must be the student's."""
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     sft: SftConfig = field(default_factory=SftConfig)
 
 
@@ -433,6 +464,39 @@ def check_ranges(config: RunConfig) -> None:
         ("search.smoothing", c.search.smoothing, c.search.smoothing >= 0, "0 or more"),
         ("search.beam_width", c.search.beam_width, c.search.beam_width >= 1, "at least 1"),
         ("traces.per_problem", c.traces.per_problem, c.traces.per_problem >= 1, "at least 1"),
+        ("traces.wordings", c.traces.wordings, c.traces.wordings >= 1, "at least 1"),
+        ("traces.tokens", c.traces.tokens, c.traces.tokens is None or c.traces.tokens >= 1, "null or at least 1"),
+        (
+            "student.lora_rank",
+            c.student.lora_rank,
+            c.student.lora_rank is None or c.student.lora_rank >= 1,
+            "null or at least 1",
+        ),
+        ("student.on_policy.steps", c.student.on_policy.steps, c.student.on_policy.steps >= 1, "at least 1"),
+        (
+            "student.on_policy.batch_size",
+            c.student.on_policy.batch_size,
+            c.student.on_policy.batch_size >= 1,
+            "at least 1",
+        ),
+        (
+            "student.on_policy.learning_rate",
+            c.student.on_policy.learning_rate,
+            c.student.on_policy.learning_rate > 0,
+            "above 0",
+        ),
+        (
+            "student.on_policy.max_tokens",
+            c.student.on_policy.max_tokens,
+            c.student.on_policy.max_tokens >= 1,
+            "at least 1",
+        ),
+        (
+            "student.on_policy.divergence",
+            c.student.on_policy.divergence,
+            0 <= c.student.on_policy.divergence <= 1,
+            "from 0 to 1",
+        ),
         (
             "eval.budgets",
             c.eval.budgets,

@@ -13,6 +13,7 @@ eval     every strategy at equal generated tokens, the only stage that reads the
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from qstar.trace import Trace
 if TYPE_CHECKING:
     from qstar.distill.card import Provenance
     from qstar.distill.select import Selection
+    from qstar.problems.contamination import TestIndex
 
 Say = Callable[[str], None]
 
@@ -150,16 +152,28 @@ class Run:
             yield from (row["tree"] for row in journal)
 
     def selection(self) -> Selection:
-        """The traces worth learning from."""
-        from qstar.distill.select import select_traces, solve_rates
+        """The traces worth learning from, with what the search trees say of their steps."""
+        from qstar.distill.select import draw, select_traces, solve_rates
 
         config = self.config.traces
-        return select_traces(
+        selection = select_traces(
             self.all_traces(),
-            per_problem=config.per_problem,
+            per_problem=sys.maxsize if config.selection == "random" else config.per_problem,
             require_equations=config.require_equations,
-            solve_rate=solve_rates(self.traces("rollout", "train.jsonl")),
+            solve_rate=solve_rates(self.traces("rollout", "train.jsonl")) if config.selection == "informed" else None,
+            wordings=config.wordings,
+            trees=self.trees(),
         )
+        if config.tokens is None:
+            return selection
+        return draw(selection, config.tokens, config.selection, seed=self.config.seed)
+
+    @cached_property
+    def test_index(self) -> TestIndex:
+        """The questions of the test split, to refuse training rows that repeat one; nothing else of it is read."""
+        from qstar.problems.contamination import TestIndex
+
+        return TestIndex.from_problems(load_test(self.config.data))
 
 
 def data(run: Run, stage: Stage) -> dict[str, Any]:
@@ -283,7 +297,6 @@ def export(run: Run, stage: Stage) -> dict[str, Any]:
     """Select verified traces, one per equation chain, and write them as prompts and completions."""
     from qstar.distill.export import export as write_export
     from qstar.policy.hub import load_tokenizer
-    from qstar.problems.contamination import TestIndex
 
     selection = run.selection()
     report = write_export(
@@ -292,8 +305,7 @@ def export(run: Run, stage: Stage) -> dict[str, Any]:
         "jsonl",
         stage.path / "sft",
         provenance=run.provenance(selection),
-        # The questions of the test split, to refuse training rows that repeat one; nothing else of it is read.
-        test_index=TestIndex.from_problems(load_test(run.config.data)),
+        test_index=run.test_index,
         tokenizer=load_tokenizer(str(run.teacher_path)),
     )
     return {**dataclasses.asdict(selection.funnel), "rows": report.rows, "refused": sum(report.refused.values())}
@@ -305,15 +317,29 @@ def distill(run: Run, stage: Stage) -> dict[str, Any]:
 
     config = run.config.student
     gold = student_examples(run.train, [])
-    both = student_examples(run.train, list(run.selection()))
+    both = student_examples(run.train, list(run.selection()), loss=config.loss)
     metrics: dict[str, Any] = {"gold": len(gold), "gold_and_traces": len(both)}
     for name, examples in (("student", both), ("baseline", gold)):
-        model, tokenizer = _student_base(run)
+        model, tokenizer = student_base(run)
         metrics["parameters"] = sum(p.numel() for p in model.parameters())
         # As many passes over fewer examples as give the same number of optimizer steps.
-        settings = dataclasses.replace(config.sft, epochs=config.sft.epochs * len(both) / len(examples))
-        trained = _train(run, stage.path / name, model, tokenizer, examples, settings)
+        epochs = config.sft.epochs * len(both) / len(examples)
+        on_policy = name == "student" and config.method == "on-policy"
+        if name == "baseline" and config.method == "on-policy":
+            epochs += config.on_policy.steps * config.sft.batch_size / len(examples)
+        trained = _train(
+            run,
+            stage.path / (f"{name}-sft" if on_policy else name),
+            model,
+            tokenizer,
+            examples,
+            dataclasses.replace(config.sft, epochs=epochs),
+            frequency_aware=config.loss == "frequency",
+            lora_rank=config.lora_rank,
+        )
         metrics |= {f"{name}_{key}": value for key, value in trained.items()}
+        if on_policy:
+            metrics |= _on_policy(run, stage, model, tokenizer)
     return metrics
 
 
@@ -347,7 +373,29 @@ def _texts(problems: Sequence[Problem]) -> list[str]:
     return [text for problem in problems for text in (problem.question, *(problem.steps or ()))]
 
 
-def _student_base(run: Run) -> tuple[Any, Any]:
+def _on_policy(run: Run, stage: Stage, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Go on from the fine-tuned student in `student-sft/`: match the teacher on the student's own answers."""
+    from qstar.distill.on_policy import distill_on_policy
+    from qstar.policy.hub import load_causal_lm, load_tokenizer
+
+    config = run.config.student
+    questions = [problem.question for problem in run.train]
+    report = distill_on_policy(
+        load_causal_lm(stage.path / "student-sft", dtype=config.sft.dtype, device=run.device),
+        load_causal_lm(run.teacher_path, dtype=config.sft.dtype, device=run.device),
+        tokenizer,
+        load_tokenizer(run.teacher_path),
+        questions,
+        config.on_policy,
+        lora_rank=config.lora_rank,
+        directory=stage.path / "student",
+        seed=run.config.seed,
+        device=run.device,
+    )
+    return {"on_policy_steps": report.steps, "on_policy_loss": report.losses[-1][1] if report.losses else None}
+
+
+def student_base(run: Run) -> tuple[Any, Any]:
     """The untrained student and its tokenizer."""
     from qstar.policy.hub import load_causal_lm, load_tokenizer
     from qstar.policy.sft import build_base, drop_layers
@@ -369,9 +417,15 @@ def _student_base(run: Run) -> tuple[Any, Any]:
 
 
 def _train(
-    run: Run, directory: Path, model: Any, tokenizer: Any, examples: Sequence[Any], config: SftConfig
+    run: Run,
+    directory: Path,
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Any],
+    config: SftConfig,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Train into `directory` and return the headline figures."""
+    """Train into `directory` and return the headline figures. options: more arguments of `sft`."""
     from qstar.policy.sft import sft
 
     report = sft(
@@ -383,6 +437,7 @@ def _train(
         seed=run.config.seed,
         device=run.device,
         max_tokens=config.max_tokens,
+        **options,
     )
     return {
         "loss": report.losses[-1][1] if report.losses else None,
@@ -392,13 +447,18 @@ def _train(
     }
 
 
+# What else `traces` says chooses among the traces and can be changed without searching again.
+_TRACES_SEARCHED = tuple(
+    f"traces.{name}" for name in ("problems", "budget", "per_problem", "include_rollouts", "require_equations")
+)
+
 STAGES = (
     StageSpec("data", data, ("data",)),
     StageSpec("sft", sft, ("seed", "policy.init", "policy.revision", "policy.scratch", "sft"), joint=True),
     StageSpec("rollout", rollouts, ("policy", "rollout")),
     StageSpec("train-q", train_q, ("value",)),
-    StageSpec("search", search, ("search", "traces")),
-    StageSpec("export", export, ()),
+    StageSpec("search", search, ("search", *_TRACES_SEARCHED)),
+    StageSpec("export", export, ("traces",)),
     StageSpec("distill", distill, ("student",), joint=True),
     StageSpec("eval", evaluate, ("eval",)),
 )

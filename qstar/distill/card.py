@@ -114,12 +114,16 @@ def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:
 
 _PROMPT = f"The prompt is `{json.dumps(render_prompt('{question}'))}`. "
 _END = "The trainer adds the end-of-text token. "
+_WEIGHT = (
+    "`weight` is below 1 for problems that the policy always solves. `advantages` has, per line of the solution, its Q "
+    "minus the mean Q of the steps sampled in its place (null where none is known). SFTTrainer ignores both.\n"
+)
 _USE = {
-    "sft": _PROMPT + _END + "`weight` is below 1 for problems that the policy always solves; SFTTrainer ignores it.\n",
-    "chat": "One user and one assistant turn. `weight` is below 1 for problems that the policy always solves; "
-    "SFTTrainer ignores it.\n",
+    "sft": _PROMPT + _END + _WEIGHT,
+    "chat": "One user and one assistant turn. " + _WEIGHT,
     "preference": _PROMPT
-    + "Rows of kind `step` compare two next steps after the same steps; `margin` is the difference of their Q values. "
+    + "Rows of kind `step` compare two next steps after the same steps; `margin` is the difference of their Q values, "
+    "`advantage` that of the chosen step against the mean of all alternatives sampled there. "
     "Rows of kind `solution` compare whole solutions. DPOTrainer adds the end-of-text token to both sides, after a "
     "single step too: train on one kind, or remove that token for steps.\n",
     "kto": _PROMPT

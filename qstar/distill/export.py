@@ -74,9 +74,7 @@ def export(
         rows = gate.passed(format, _bundles(kept, traces, trees, kind.needs))
         _write(tqdm(rows, desc=f"export {format}", unit="row"), kind.schema, file_type, folder)
         if not gate.rows:
-            refused = "; ".join(f"{count} refused: {reason}" for reason, count in gate.refused.items())
-            needs = "" if kind.needs == () else f" (format {format} also needs {' and '.join(kind.needs)})"
-            raise UserError(f"there is no row to export{needs}; {refused or 'no trace was kept'}")
+            raise UserError(_nothing(gate, kind.needs))
         report = ExportReport(
             format=format,
             file_type=file_type,
@@ -108,6 +106,20 @@ def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
     address = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
     api.upload_folder(repo_id=repository, folder_path=str(folder), repo_type="dataset")
     return str(address)
+
+
+def _nothing(gate: Gate, needs: tuple[str, ...]) -> str:
+    """Why there is no row, and what to do about it."""
+    if gate.refused:
+        refused = "; ".join(f"{count} refused: {reason}" for reason, count in gate.refused.items())
+        return f"there is no row to export: {refused}; mend the questions or use others"
+    if not gate.kept:
+        return (
+            "there is no row to export: no trace was kept; search more problems (traces.problems) or longer "
+            "(traces.budget), or set traces.require_equations=false"
+        )
+    also = f", which this format needs besides kept traces: {' and '.join(needs)}" if needs else ""
+    return f"there is no row to export: nothing to compare{also}; search more problems or use format sft"
 
 
 def _bundles(

@@ -1,8 +1,9 @@
 """The row formats of an export, in the schemas that TRL's trainers (and, for steps, our value trainer) read.
 
-    sft         prompt, completion, weight             kept traces
-    chat        messages, weight                       kept traces
-    preference  prompt, chosen, rejected, kind, margin sibling steps of the search trees; whole solutions
+    sft         prompt, completion, weight, advantages kept traces
+    chat        messages, weight, advantages           kept traces
+    preference  prompt, chosen, rejected, kind, margin,
+                advantage                              sibling steps of the search trees; whole solutions
     kto         prompt, completion, label              kept traces, and as many wrong ones
     stepwise    prompt, completions, labels            every graded trace
     values      stepwise + values, samples, correct
@@ -21,12 +22,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from qstar.distill.select import KeptTrace, chain, log_probability
+from qstar.distill.junctions import MARGIN, Chain, tree_choices
+from qstar.distill.select import KeptTrace, chain, log_probability, prefixes
 from qstar.errors import UserError
 from qstar.grading.answer import extract_answer
 from qstar.policy.prompt import SEPARATOR, encode_step, render_prompt
@@ -34,10 +35,6 @@ from qstar.trace import Trace
 from qstar.types import Step
 
 Row = dict[str, Any]
-Chain = tuple[str, ...]
-
-MARGIN = 0.25
-"""A sibling step is worse if V after it is lower by this much, even if no wrong solution through it was seen."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,7 @@ def _sft(bundle: Bundle) -> Iterator[Row]:
             "prompt": render_prompt(bundle.question),
             "completion": _solution(item.trace),
             "weight": item.weight,
+            "advantages": _advantages(item),
         }
 
 
@@ -81,7 +79,7 @@ def _chat(bundle: Bundle) -> Iterator[Row]:
             {"role": "user", "content": bundle.question.strip()},
             {"role": "assistant", "content": _solution(item.trace)},
         ]
-        yield {"messages": messages, "weight": item.weight}
+        yield {"messages": messages, "weight": item.weight, "advantages": _advantages(item)}
 
 
 def _kto(bundle: Bundle) -> Iterator[Row]:
@@ -102,6 +100,7 @@ def _preference(bundle: Bundle) -> Iterator[Row]:
             "rejected": _solution(wrong),
             "kind": "solution",
             "margin": None,
+            "advantage": None,
         }
 
 
@@ -114,6 +113,7 @@ def _sibling_pairs(bundle: Bundle, tree: Mapping[str, Any]) -> Iterator[Row]:
     chosen_chains = _prefixes(item.chain for item in bundle.kept)
     right_chains = _prefixes(chain(t) for t in bundle.traces if t.status == "correct") | chosen_chains
     right_answers = {t.answer for t in bundle.traces if t.status == "correct"}
+    choices = tree_choices(tree)
     chains: list[Chain] = [()]
     texts = [""]
     children: list[list[int]] = [[] for _ in nodes]
@@ -141,12 +141,14 @@ def _sibling_pairs(bundle: Bundle, tree: Mapping[str, Any]) -> Iterator[Row]:
             continue
         worst = min(bad, key=lambda c: (value(c), -wrong_below[c], c))
         known = nodes[best]["value"] is not None and nodes[worst]["value"] is not None
+        choice = choices.get(chains[best])
         yield {
             "prompt": render_prompt(bundle.question) + texts[index],
             "chosen": nodes[best]["text"],
             "rejected": nodes[worst]["text"],
             "kind": "step",
             "margin": round(value(best) - value(worst), 6) if known else None,
+            "advantage": round(choice.advantage, 6) if choice else None,
         }
 
 
@@ -160,30 +162,35 @@ def _values(bundle: Bundle) -> Iterator[Row]:
     samples: Counter[Chain] = Counter()
     correct: Counter[Chain] = Counter()
     for trace in graded:
-        for prefix in accumulate((key,) for key in chain(trace)):
+        for prefix in prefixes(chain(trace)):
             samples[prefix] += 1
             correct[prefix] += trace.status == "correct"
     for trace in {t.solution: t for t in graded}.values():
-        prefixes = list(accumulate((key,) for key in chain(trace)))
+        chains = prefixes(chain(trace))
         yield {
             "prompt": render_prompt(bundle.question),
             "completions": [step.text.removesuffix(SEPARATOR) for step in trace.steps],
-            "labels": [correct[prefix] > 0 for prefix in prefixes],
+            "labels": [correct[prefix] > 0 for prefix in chains],
             "values": [step.value for step in trace.steps],
-            "samples": [samples[prefix] for prefix in prefixes],
-            "correct": [correct[prefix] for prefix in prefixes],
+            "samples": [samples[prefix] for prefix in chains],
+            "correct": [correct[prefix] for prefix in chains],
         }
 
 
-_TEXT, _WEIGHT = pa.string(), pa.float64()
+_TEXT = pa.string()
+_WEIGHTS = {"weight": pa.float64(), "advantages": pa.list_(pa.float64())}
 _STEPS = {"prompt": _TEXT, "completions": pa.list_(_TEXT), "labels": pa.list_(pa.bool_())}
 _COUNTS = {"values": pa.list_(pa.float64()), "samples": pa.list_(pa.int64()), "correct": pa.list_(pa.int64())}
 _MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
-_PAIR = {"prompt": _TEXT, "chosen": _TEXT, "rejected": _TEXT, "kind": _TEXT, "margin": pa.float64()}
+_PAIR = {
+    **{name: _TEXT for name in ("prompt", "chosen", "rejected", "kind")},
+    "margin": pa.float64(),
+    "advantage": pa.float64(),
+}
 
 FORMATS: dict[str, Format] = {
-    "sft": Format(_sft, {"prompt": _TEXT, "completion": _TEXT, "weight": _WEIGHT}, (), "SFTTrainer"),
-    "chat": Format(_chat, {"messages": _MESSAGES, "weight": _WEIGHT}, (), "SFTTrainer"),
+    "sft": Format(_sft, {"prompt": _TEXT, "completion": _TEXT, **_WEIGHTS}, (), "SFTTrainer"),
+    "chat": Format(_chat, {"messages": _MESSAGES, **_WEIGHTS}, (), "SFTTrainer"),
     "preference": Format(_preference, _PAIR, ("traces", "trees"), "DPOTrainer"),
     "kto": Format(_kto, {"prompt": _TEXT, "completion": _TEXT, "label": pa.bool_()}, ("traces",), "KTOTrainer"),
     "stepwise": Format(_stepwise, _STEPS, ("traces",), "qstar.value.train"),
@@ -230,6 +237,12 @@ def _solution(trace: Trace) -> str:
     return trace.solution.removesuffix(SEPARATOR)
 
 
+def _advantages(item: KeptTrace) -> list[float | None]:
+    """The advantage of each step, None where it is not known."""
+    known = item.choices or (None,) * len(item.chain)
+    return [None if choice is None else round(choice.advantage, 6) for choice in known]
+
+
 def _wrong(bundle: Bundle) -> list[Trace]:
     """Distinct complete solutions with a wrong answer, most probable first."""
     wrong = [t for t in bundle.traces if t.status == "wrong" and t.finish == "terminal"]
@@ -238,4 +251,4 @@ def _wrong(bundle: Bundle) -> list[Trace]:
 
 
 def _prefixes(chains: Iterator[Chain]) -> set[Chain]:
-    return {steps[:length] for steps in chains for length in range(1, len(steps) + 1)}
+    return {prefix for steps in chains for prefix in prefixes(steps)}

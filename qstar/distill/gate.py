@@ -33,11 +33,14 @@ _TURN = re.compile(r"^\s*Answer:\s*$", re.MULTILINE)
 
 
 class Gate:
-    """Lets rows through, and counts what it lets through and what not."""
+    """Lets rows through, and counts what it lets through and what not.
+
+    kept: kept traces seen. rows, problems: let through. longest: the longest sequence in tokens.
+    """
 
     def __init__(self, test_index: TestIndex, tokenizer: Any, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.rows = self.problems = self.longest = 0
+        self.kept = self.rows = self.problems = self.longest = 0
         self.refused: Counter[str] = Counter()
         self.refused_problems: Counter[str] = Counter()
         self._overlap = lru_cache(maxsize=64)(test_index.overlap)
@@ -46,6 +49,7 @@ class Gate:
     def passed(self, format: str, bundles: Iterable[Bundle]) -> Iterator[Row]:
         """The rows that are not refused."""
         for bundle in bundles:
+            self.kept += len(bundle.kept)
             passed, reasons = 0, Counter[str]()
             for row in FORMATS[format].rows(bundle):
                 if reason := self._reason(bundle.question, row):

@@ -6,6 +6,7 @@
     texts      distinct wordings
     distinct   distinct canonical chains (the step keys along the path); each keeps its most probable wording
     kept       the chains sampled most often, at most so many per problem
+    drawn      those that fit into the token budget of the data set, if it has one
 
 How often a chain was sampled estimates its probability; the log-probability of one text is mostly wording, so it only
 ranks the wordings of a chain and breaks ties. Nothing here depends on the order of a problem's traces.
@@ -13,20 +14,25 @@ ranks the wordings of a chain and breaks ties. Nothing here depends on the order
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Literal, TypeVar
+from itertools import accumulate, groupby
+from typing import Any, Literal, TypeVar, get_args
 
+from qstar.distill.junctions import Chain, Choice, tree_choices
 from qstar.errors import UserError
 from qstar.grading.steps import equations, step_key
 from qstar.trace import Trace
 from qstar.types import derive_seed
 
 T = TypeVar("T")
+
+Order = Literal["informed", "uniform", "random"]
+"""How traces are drawn when not all may be taken; see `within_budget`."""
 
 ALWAYS_SOLVED_WEIGHT = 0.25
 """Weight of the traces of a problem that the policy always solves; one it never solved without search has weight 1."""
@@ -37,14 +43,16 @@ class KeptTrace:
     """A selected trace.
 
     chain: canonical keys of its steps. count: traces of the problem with this chain. rank: place among the problem's
-    kept traces, 0 first. weight: in (0, 1], 1 without solve rates.
+    kept traces, 0 first. weight: in (0, 1], 1 without solve rates. choices: what the search tree says of each step,
+    None where it has nothing to say; empty without trees.
     """
 
     trace: Trace
-    chain: tuple[str, ...]
+    chain: Chain
     count: int
     rank: int
     weight: float = 1.0
+    choices: tuple[Choice | None, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -68,13 +76,14 @@ class Funnel:
     texts: int = 0
     distinct: int = 0
     kept: int = 0
+    drawn: int = 0
 
 
 class Selection:
     """The kept traces, in order of problem id; can be read once. `funnel` is complete after the last trace is read."""
 
-    def __init__(self, kept: Callable[[Funnel], Iterator[KeptTrace]]) -> None:
-        self.funnel = Funnel()
+    def __init__(self, kept: Callable[[Funnel], Iterator[KeptTrace]], funnel: Funnel | None = None) -> None:
+        self.funnel = funnel or Funnel()
         self._kept = kept(self.funnel)
 
     def __iter__(self) -> Iterator[KeptTrace]:
@@ -88,13 +97,15 @@ def select_traces(
     require_equations: bool,
     solve_rate: Mapping[str, float] | None = None,
     wordings: int = 1,
+    trees: Iterable[Mapping[str, Any]] = (),
 ) -> Selection:
     """Select from graded traces, holding one problem's traces at a time.
 
     traces: a list in any order, or an iterator in order of problem id, such as `merge_traces` of sorted journals.
     per_problem: most traces kept of a problem. wordings: most wordings kept of one chain; after the most probable one,
     the least alike are taken, and every chain has its first before any has its second. solve_rate: share in [0, 1] of
-    plain samples that solve a problem, by problem id; sets the weights.
+    plain samples that solve a problem, by problem id; sets the weights. trees: search trees as JSON data, in the same
+    order as `traces`; they give the choices.
 
     Raises UserError for numbers out of range and, while reading, for an iterator that is out of order.
     """
@@ -107,12 +118,19 @@ def select_traces(
             raise UserError(f"the solve rate of problem {problem} is {rate}; it must be from 0 to 1")
 
     def kept(funnel: Funnel) -> Iterator[KeptTrace]:
+        trees_left = by_problem(trees, lambda tree: str(tree["problem_id"]))
+        tree = next(trees_left, None)
         for problem, group in groupby(by_problem(traces, lambda t: t.problem_id), key=lambda t: t.problem_id):
             weight = informed_weight(rates[problem]) if problem in rates else 1.0
             chosen = _select(group, funnel, per_problem, require_equations, wordings, weight)
+            while tree is not None and tree["problem_id"] < problem:
+                tree = next(trees_left, None)
+            if tree is not None and tree["problem_id"] == problem and chosen:
+                chosen = _with_choices(chosen, tree_choices(tree))
             funnel.problems += 1
             funnel.solved += bool(chosen)
             funnel.kept += len(chosen)
+            funnel.drawn += len(chosen)
             yield from chosen
 
     return Selection(kept)
@@ -121,8 +139,8 @@ def select_traces(
 def _select(
     group: Iterable[Trace], funnel: Funnel, per_problem: int, require_equations: bool, wordings: int, weight: float
 ) -> list[KeptTrace]:
-    chains: dict[tuple[str, ...], dict[str, Trace]] = {}
-    counts: Counter[tuple[str, ...]] = Counter()
+    chains: dict[Chain, dict[str, Trace]] = {}
+    counts: Counter[Chain] = Counter()
     for trace in group:
         funnel.sampled += 1
         if trace.status != "correct":
@@ -146,6 +164,13 @@ def _select(
     return [KeptTrace(trace, key, counts[key], rank, weight) for rank, (key, trace) in enumerate(rounds[:per_problem])]
 
 
+def _with_choices(chosen: list[KeptTrace], choices: Mapping[Chain, Choice]) -> list[KeptTrace]:
+    return [
+        dataclasses.replace(item, choices=tuple(choices.get(prefix) for prefix in prefixes(item.chain)))
+        for item in chosen
+    ]
+
+
 def _order(trace: Trace) -> tuple[float, str, str, str]:
     """Most probable first; the rest only settles ties."""
     return -log_probability(trace), trace.solution, trace.source, trace.policy
@@ -167,19 +192,29 @@ def _likeness(a: Trace, b: Trace) -> float:
     return len(words & others) / max(1, len(words | others))
 
 
-def within_budget(
-    kept: Iterable[KeptTrace], tokens: int, order: Literal["random", "uniform", "informed"], *, seed: int
-) -> list[KeptTrace]:
+def draw(selection: Selection, tokens: int, order: Order, *, seed: int) -> Selection:
+    """The part of a selection that fits into a token budget, with its funnel; see `within_budget`."""
+
+    def kept(funnel: Funnel) -> Iterator[KeptTrace]:
+        chosen = within_budget(selection, tokens, order, seed=seed)
+        funnel.drawn = len(chosen)
+        yield from chosen
+
+    return Selection(kept, selection.funnel)
+
+
+def within_budget(kept: Iterable[KeptTrace], tokens: int, order: Order, *, seed: int) -> list[KeptTrace]:
     """As many traces, in a random order, as fit into `tokens` solution tokens; returned in the order of `kept`.
 
     random: every trace alike. uniform: every problem's first trace before any second one. informed: drawn without
     replacement with probability in proportion to the weight, by the keys -log(u) / weight with u uniform in (0, 1)
-    (Efraimidis and Spirakis 2006). Taking stops at the first trace that does not fit. Memory grows with `tokens`, not
-    with the number of traces. Raises UserError for a budget below 1 or an unknown order.
+    (Efraimidis and Spirakis 2006); the draw has then used the weights, and the result has weight 1. Taking stops at
+    the first trace that does not fit. Memory grows with `tokens`, not with the number of traces. Raises UserError for a
+    budget below 1 or an unknown order.
     """
     if tokens < 1:
         raise UserError(f"the token budget is {tokens}; it must be at least 1")
-    if order not in ("random", "uniform", "informed"):
+    if order not in get_args(Order):
         raise UserError(f"unknown order {order!r}; use random, uniform or informed")
     # A heap with the last in order on top. Nothing behind a trace that once did not fit can be part of the result.
     heap: list[tuple[float, float, int, KeptTrace]] = []
@@ -196,7 +231,8 @@ def within_budget(
             tier_out, key_out, _, out = heapq.heappop(heap)
             spent -= out.tokens
             limit = (-tier_out, -key_out)
-    return [item for _, _, _, item in sorted(heap, key=lambda entry: entry[2])]
+    chosen = [item for _, _, _, item in sorted(heap, key=lambda entry: entry[2])]
+    return [dataclasses.replace(item, weight=1.0) for item in chosen] if order == "informed" else chosen
 
 
 def informed_weight(rate: float) -> float:
@@ -220,9 +256,14 @@ def recomputes(trace: Trace) -> bool:
     return all(equation.holds is not False and equation.error is None for equation in found)
 
 
-def chain(trace: Trace) -> tuple[str, ...]:
+def chain(trace: Trace) -> Chain:
     """The canonical keys along the path: what a solution says, whatever its wording."""
     return tuple(step_key(step.text) for step in trace.steps)
+
+
+def prefixes(chain: Chain) -> list[Chain]:
+    """The chains up to and including each step."""
+    return list(accumulate((key,) for key in chain))
 
 
 def log_probability(trace: Trace) -> float:

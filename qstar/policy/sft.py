@@ -33,18 +33,19 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from qstar.config import ScratchConfig, SftConfig
 from qstar.errors import UserError
+from qstar.policy.adapters import add_adapters
 from qstar.policy.frequency import frequency_weights
 from qstar.policy.hub import load_causal_lm, load_tokenizer, save_model
 from qstar.policy.masters import MasterAdamW
 from qstar.policy.prompt import encode_prompt, encode_solution
 from qstar.policy.scratch import new_model, train_tokenizer
+from qstar.policy.trainer import Progress, last_checkpoint
 from qstar.runs.team import Team
 
 REPORT = "training.json"
@@ -106,6 +107,7 @@ def sft(
     device: str,
     max_tokens: int | None = None,
     frequency_aware: bool = False,
+    lora_rank: int | None = None,
 ) -> SftReport:
     """Train `model` in place and save it with its tokenizer and report to `directory`, complete or not at all.
 
@@ -115,6 +117,7 @@ def sft(
 
     max_tokens: examples longer than this (default: the model's context) are dropped and counted, never truncated.
     frequency_aware: also weight every token by how rare it is among the targets of `examples`.
+    lora_rank: train only low-rank adapters of this rank; what is saved is a plain checkpoint with them merged.
     Raises UserError if no example is left, a weight is negative, or what is on disk was made with other data or
     settings; ValueError if an example has not one weight per step and one for the answer.
     """
@@ -129,14 +132,15 @@ def sft(
         _weight_by_frequency(kept)
     order = schedule([len(row["input_ids"]) for row in kept], config.epochs, config.batch_size, seed)
     data = [kept[i] for i in order]
-    fingerprint = _fingerprint(data, config, seed)
+    fingerprint = _fingerprint(data, config, seed, lora_rank)
     finished = directory / REPORT
     if finished.is_file():
         return _finished_report(finished, fingerprint)
     checkpoints, team = directory.with_name(f"{directory.name}-checkpoints"), Team.from_environment()
-    resume = _last_checkpoint(checkpoints, f"{fingerprint} {team.size}", leads=team.leads)
+    resume = last_checkpoint(checkpoints, fingerprint, team)
 
     model.to(device=device, dtype=getattr(torch, config.dtype))
+    adapters = add_adapters(model, lora_rank, seed) if lora_rank else None
     trainer = _Trainer(
         model=model,
         args=_arguments(config, checkpoints, seed, device),
@@ -148,7 +152,7 @@ def sft(
         else None,
     )
     trainer.remove_callback(ProgressCallback)
-    progress = _Progress()
+    progress = Progress()
     trainer.add_callback(progress)
     started = time.perf_counter()
     with _loss_head(model, compiled=config.compile), contextlib.closing(progress):
@@ -168,6 +172,8 @@ def sft(
         fingerprint=fingerprint,
     )
     model.eval()
+    if adapters is not None:
+        adapters.merge_and_unload()
     if trainer.is_world_process_zero():
         save_model(model, tokenizer, directory, notes={REPORT: asdict(report)})
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -285,33 +291,6 @@ class _loss_head:  # noqa: N801  (a context manager used like a function)
             layer._compiled_call_impl = None
 
 
-class _Progress(TrainerCallback):
-    """A progress bar with the loss."""
-
-    bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc="training",
-            unit="step",
-            disable=not state.is_local_process_zero,
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-    def close(self) -> None:
-        """Leave the bar as it is; an error message then comes after it."""
-        if self.bar is not None:
-            self.bar.close()
-
-
 def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str) -> TrlConfig:
     return TrlConfig(
         output_dir=str(checkpoints),
@@ -377,8 +356,10 @@ def _collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, Tensor]:
     }
 
 
-def _fingerprint(data: Sequence[dict[str, Any]], config: SftConfig, seed: int) -> str:
+def _fingerprint(data: Sequence[dict[str, Any]], config: SftConfig, seed: int, lora_rank: int | None) -> str:
     settings = {k: v for k, v in asdict(config).items() if k not in ("checkpoint_steps", "compile")}
+    if lora_rank is not None:
+        settings["lora_rank"] = lora_rank
     digest = hashlib.sha256(json.dumps([settings, seed]).encode())
     for row in data:
         digest.update(json.dumps(row).encode())
@@ -394,22 +375,3 @@ def _finished_report(path: Path, fingerprint: str) -> SftReport:
     if report.fingerprint != fingerprint:
         raise UserError(f"{path.parent} was trained with other data or settings; delete it or choose another folder")
     return report
-
-
-def _last_checkpoint(checkpoints: Path, fingerprint: str, *, leads: bool) -> Path | None:
-    """The last complete checkpoint. The leading process removes incomplete ones (killed while writing)."""
-    if leads:
-        mark = checkpoints / "fingerprint"
-        if mark.is_file() and mark.read_text() != fingerprint:
-            raise UserError(f"{checkpoints} is of other data, settings or number of processes; delete it to redo it")
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        mark.write_text(fingerprint)
-    complete = []
-    for path in checkpoints.glob("checkpoint-*"):
-        try:
-            # The trainer writes its state last, but not atomically: it counts only if it is whole.
-            complete.append((int(json.loads((path / "trainer_state.json").read_text())["global_step"]), path))
-        except (OSError, ValueError, TypeError, KeyError):
-            if leads:
-                shutil.rmtree(path)
-    return max(complete)[1] if complete else None

@@ -183,7 +183,7 @@ def test_a_hostile_training_checkpoint_is_not_executed(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(qstar.policy.sft._Progress, "on_step_end", stop)
+        patch.setattr(qstar.policy.trainer.Progress, "on_step_end", stop)
         with pytest.raises(KeyboardInterrupt):
             sft(tiny.model(), TOKENIZER, examples, config, directory=tmp_path / "m", seed=0, device="cpu")
     (checkpoint,) = (tmp_path / "m-checkpoints").glob("checkpoint-*")

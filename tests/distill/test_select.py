@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from qstar.distill.select import (
     KeptTrace,
+    draw,
     informed_weight,
     merge_traces,
     select_traces,
@@ -16,8 +18,10 @@ from qstar.distill.select import (
     within_budget,
 )
 from qstar.errors import UserError
+from qstar.grading.steps import step_key
+from qstar.problems.problem import problem_id
 from qstar.trace import Trace
-from tests.distill.data import BUY, END, LUCKY, SUM, WORDY, right, trace, wrong
+from tests.distill.data import BUY, END, LUCKY, QUESTION, SUM, WORDY, right, trace, wrong
 
 
 def select(*traces: Trace, per_problem: int = 4, require_equations: bool = True, **other: object) -> list[KeptTrace]:
@@ -150,7 +154,8 @@ def test_budget_is_the_longest_prefix_of_the_order_and_never_exceeded(tokens: in
     chosen = within_budget(iter(items), tokens, order, seed=seed)  # type: ignore[arg-type]
     assert sum(item.tokens for item in chosen) <= tokens
     assert len(chosen) == min(len(items), tokens // items[0].tokens)  # all have the same length here
-    assert chosen == [item for item in items if any(item is c for c in chosen)]
+    traces = [item.trace for item in chosen]
+    assert traces == [item.trace for item in items if any(item.trace is trace for trace in traces)]
 
 
 def test_a_trace_that_does_not_fit_ends_the_taking_wherever_it_stands() -> None:
@@ -170,11 +175,49 @@ def test_uniform_gives_every_problem_its_first_trace_first() -> None:
 
 def test_informed_prefers_problems_that_are_rarely_solved() -> None:
     items = pool(200, each=1)
+    heavy = {item.trace.question for item in items if item.weight == 1.0}
     chosen = within_budget(items, 60 * items[0].tokens, "informed", seed=1)
-    heavy = sum(item.weight == 1.0 for item in chosen)
-    assert 45 <= heavy < 60  # 60 of 100 heavy ones and 100 light ones
+    assert 45 <= sum(item.trace.question in heavy for item in chosen) < 60  # 60 of 100 heavy ones and 100 light ones
     at_random = within_budget(items, 60 * items[0].tokens, "random", seed=1)
-    assert sum(item.weight == 1.0 for item in at_random) < 45
+    assert sum(item.trace.question in heavy for item in at_random) < 45
+
+
+def test_an_informed_draw_has_used_the_weights() -> None:
+    items = pool(20, each=1)
+    assert {item.weight for item in within_budget(items, 10**6, "informed", seed=1)} == {1.0}
+    assert within_budget(items, 10**6, "uniform", seed=1) == items
+
+
+def test_a_draw_counts_what_it_took() -> None:
+    selection = select_traces([right(question=f"{n}?") for n in range(9)], per_problem=1, require_equations=True)
+    drawn = draw(selection, 4 * right_tokens(), "random", seed=0)
+    assert len(list(drawn)) == 4
+    assert (drawn.funnel.kept, drawn.funnel.drawn) == (9, 4)
+
+
+def right_tokens() -> int:
+    (item,) = select(right())
+    return item.tokens
+
+
+def tree(question: str, *nodes: tuple[int, str, float | None, int]) -> dict[str, Any]:
+    """A search tree as JSON data: nodes of (parent, text, V, merged) below the question."""
+    rows = [{"parent": p, "key": step_key(text), "value": v, "merged": m} for p, text, v, m in nodes]
+    return {"problem_id": problem_id(question), "nodes": [{"parent": None, "key": "", "value": None}, *rows]}
+
+
+def test_trees_tell_the_advantage_of_every_step_they_know() -> None:
+    grown = tree(QUESTION, (0, BUY, 0.9, 3), (0, "3 + 4 = 7\n", 0.1, 1), (1, SUM, 0.8, 2))
+    other = tree("Another?", (0, BUY, 0.5, 1))
+    first, second, end = select(right(), trees=sorted([grown, other], key=lambda t: t["problem_id"]))[0].choices
+    assert first is not None
+    assert second is not None
+    assert first.advantage == pytest.approx(0.9 - (3 * 0.9 + 0.1) / 4)
+    assert first.spread == pytest.approx(0.8)
+    assert first.junction
+    assert (second.advantage, second.spread, second.junction) == (0.0, 0.0, False)
+    assert end is None, "the tree never got there"
+    assert select(right())[0].choices == ()
 
 
 def test_budget_and_order_are_checked() -> None:

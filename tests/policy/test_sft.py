@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import qstar.policy.sft
+import qstar.policy.trainer
 from qstar.config import ScratchConfig, SftConfig
 from qstar.errors import UserError
 from qstar.policy.frequency import frequency_weights
@@ -70,14 +70,14 @@ class KilledError(Exception):
 def kill_at(monkeypatch: pytest.MonkeyPatch) -> Any:
     """kill_at(n) ends the next training after n optimizer steps; kill_at(None) lets it run."""
     limit: list[int | None] = [None]
-    original = qstar.policy.sft._Progress.on_step_end
+    original = qstar.policy.trainer.Progress.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         original(self, args, state, control, **kwargs)
         if limit[0] is not None and state.global_step > limit[0]:
             raise KilledError
 
-    monkeypatch.setattr(qstar.policy.sft._Progress, "on_step_end", on_step_end)
+    monkeypatch.setattr(qstar.policy.trainer.Progress, "on_step_end", on_step_end)
 
     def set_limit(steps: int | None) -> None:
         limit[0] = steps
