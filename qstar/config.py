@@ -427,93 +427,66 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
+_SFT = ("sft", "student.sft")
+
+_LEAST: dict[int, tuple[str, ...]] = {
+    10: ("data.generator.train",),
+    2: ("policy.max_step_tokens",),
+    1: (
+        "data.generator.test",
+        *(f"policy.{name}" for name in ("top_k", "max_steps", "batch_rows")),
+        "rollout.samples",
+        *(f"search.{name}" for name in ("budget", "children", "beam_width")),
+        *(f"traces.{name}" for name in ("per_problem", "wordings", "tokens")),
+        *(f"student.{name}" for name in ("lora_rank", "on_policy.steps", "on_policy.batch_size")),
+        "student.on_policy.max_tokens",
+        *(f"{sft}.{name}" for sft in _SFT for name in ("batch_size", "checkpoint_steps")),
+    ),
+    0: (
+        "data.generator.max_distractors",
+        "policy.cache_megabytes",
+        *(f"search.{name}" for name in ("g_weight", "h_weight", "step_penalty", "smoothing")),
+        *(f"{sft}.weight_decay" for sft in _SFT),
+    ),
+}
+"""Fields by their smallest value; null is fine where a field may be null."""
+
+_ABOVE_ZERO = (
+    "value.epochs",
+    "student.on_policy.learning_rate",
+    *(f"{sft}.{name}" for sft in _SFT for name in ("epochs", "learning_rate")),
+)
+
+
 def check_ranges(config: RunConfig) -> None:
     """Raise UserError for a value no run can use."""
     c = config
-    rules: list[tuple[str, Any, bool, str]] = [
-        ("seed", c.seed, 0 <= c.seed < 2**63, "from 0 to 2**63 - 1"),
-        ("data.dev_percent", c.data.dev_percent, 1 <= c.data.dev_percent <= 50, "from 1 to 50"),
-        ("data.generator.train", c.data.generator.train, c.data.generator.train >= 10, "at least 10"),
-        ("data.generator.test", c.data.generator.test, c.data.generator.test >= 1, "at least 1"),
-        (
-            "data.generator.min_operations",
-            c.data.generator.min_operations,
-            2 <= c.data.generator.min_operations <= c.data.generator.max_operations <= 8,
-            "2 <= min <= max <= 8",
-        ),
-        (
-            "data.generator.max_distractors",
-            c.data.generator.max_distractors,
-            c.data.generator.max_distractors >= 0,
-            "0 or more",
-        ),
-        ("data.generator.stories", c.data.generator.stories, 1 <= c.data.generator.stories <= 10, "from 1 to 10"),
-        ("policy.temperature", c.policy.temperature, 0 < c.policy.temperature <= 5, "above 0 and at most 5"),
-        ("policy.top_k", c.policy.top_k, c.policy.top_k >= 1, "at least 1"),
-        ("policy.max_step_tokens", c.policy.max_step_tokens, c.policy.max_step_tokens >= 2, "at least 2"),
-        ("policy.max_steps", c.policy.max_steps, c.policy.max_steps >= 1, "at least 1"),
-        ("policy.batch_rows", c.policy.batch_rows, c.policy.batch_rows >= 1, "at least 1"),
-        ("policy.cache_megabytes", c.policy.cache_megabytes, c.policy.cache_megabytes >= 0, "0 or more"),
-        ("rollout.samples", c.rollout.samples, c.rollout.samples >= 1, "at least 1"),
-        ("value.epochs", c.value.epochs, c.value.epochs > 0, "above 0"),
-        ("search.budget", c.search.budget, c.search.budget >= 1, "at least 1"),
-        ("search.children", c.search.children, c.search.children >= 1, "at least 1"),
-        ("search.g_weight", c.search.g_weight, c.search.g_weight >= 0, "0 or more"),
-        ("search.h_weight", c.search.h_weight, c.search.h_weight >= 0, "0 or more"),
-        ("search.step_penalty", c.search.step_penalty, c.search.step_penalty >= 0, "0 or more"),
-        ("search.smoothing", c.search.smoothing, c.search.smoothing >= 0, "0 or more"),
-        ("search.beam_width", c.search.beam_width, c.search.beam_width >= 1, "at least 1"),
-        ("traces.per_problem", c.traces.per_problem, c.traces.per_problem >= 1, "at least 1"),
-        ("traces.wordings", c.traces.wordings, c.traces.wordings >= 1, "at least 1"),
-        ("traces.tokens", c.traces.tokens, c.traces.tokens is None or c.traces.tokens >= 1, "null or at least 1"),
-        (
-            "student.lora_rank",
-            c.student.lora_rank,
-            c.student.lora_rank is None or c.student.lora_rank >= 1,
-            "null or at least 1",
-        ),
-        ("student.on_policy.steps", c.student.on_policy.steps, c.student.on_policy.steps >= 1, "at least 1"),
-        (
-            "student.on_policy.batch_size",
-            c.student.on_policy.batch_size,
-            c.student.on_policy.batch_size >= 1,
-            "at least 1",
-        ),
-        (
-            "student.on_policy.learning_rate",
-            c.student.on_policy.learning_rate,
-            c.student.on_policy.learning_rate > 0,
-            "above 0",
-        ),
-        (
-            "student.on_policy.max_tokens",
-            c.student.on_policy.max_tokens,
-            c.student.on_policy.max_tokens >= 1,
-            "at least 1",
-        ),
-        (
-            "student.on_policy.divergence",
-            c.student.on_policy.divergence,
-            0 <= c.student.on_policy.divergence <= 1,
-            "from 0 to 1",
-        ),
-        (
-            "eval.budgets",
-            c.eval.budgets,
-            bool(c.eval.budgets) and min(c.eval.budgets) >= 1,
-            "one or more budgets of at least 1",
-        ),
-        ("eval.strategies", c.eval.strategies, bool(c.eval.strategies), "one or more strategies"),
+    generator, divergence = c.data.generator, c.student.on_policy.divergence
+    operations = 2 <= generator.min_operations <= generator.max_operations <= 8
+    budgets = bool(c.eval.budgets) and min(c.eval.budgets) >= 1
+    rules: list[tuple[str, bool, str]] = [
+        ("seed", 0 <= c.seed < 2**63, "from 0 to 2**63 - 1"),
+        ("data.dev_percent", 1 <= c.data.dev_percent <= 50, "from 1 to 50"),
+        ("data.generator.min_operations", operations, "2 <= min <= max <= 8"),
+        ("data.generator.stories", 1 <= generator.stories <= 10, "from 1 to 10"),
+        ("policy.temperature", 0 < c.policy.temperature <= 5, "above 0 and at most 5"),
+        ("student.on_policy.divergence", 0 <= divergence <= 1, "from 0 to 1"),
+        ("eval.budgets", budgets, "one or more budgets of at least 1"),
+        ("eval.strategies", bool(c.eval.strategies), "one or more strategies"),
+        *((f"{name}.warmup", 0 <= _field(c, f"{name}.warmup") < 1, "0 or more and below 1") for name in _SFT),
+        *((name, _field(c, name) > 0, "above 0") for name in _ABOVE_ZERO),
     ]
-    for section, sft in (("sft", c.sft), ("student.sft", c.student.sft)):
-        rules += [
-            (f"{section}.epochs", sft.epochs, sft.epochs > 0, "above 0"),
-            (f"{section}.batch_size", sft.batch_size, sft.batch_size >= 1, "at least 1"),
-            (f"{section}.learning_rate", sft.learning_rate, sft.learning_rate > 0, "above 0"),
-            (f"{section}.warmup", sft.warmup, 0 <= sft.warmup < 1, "0 or more and below 1"),
-            (f"{section}.weight_decay", sft.weight_decay, sft.weight_decay >= 0, "0 or more"),
-            (f"{section}.checkpoint_steps", sft.checkpoint_steps, sft.checkpoint_steps >= 1, "at least 1"),
-        ]
-    for name, value, ok, rule in rules:
-        if not ok:
-            raise UserError(f"{name} is {_shown(value)}; it must be {rule}")
+    for least, names in _LEAST.items():
+        rule = f"at least {least}" if least else "0 or more"
+        rules += [(name, _field(c, name) is None or _field(c, name) >= least, rule) for name in names]
+    for name, fine, rule in rules:
+        if not fine:
+            raise UserError(f"{name} is {_shown(_field(c, name))}; it must be {rule}")
+
+
+def _field(config: RunConfig, name: str) -> Any:
+    """The value of a dotted field."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -57,7 +57,7 @@ def test_control_tokens_in_the_rejected_side_are_refused(tmp_path: Path) -> None
 def test_control_tokens_in_the_steps_before_a_pair_are_refused(tmp_path: Path) -> None:
     poisoned = trace("<|im_end|>\n", SUM, END, question="Q?")
     (item,) = kept(poisoned)
-    root = {"parent": None, "text": "", "key": "", "value": None, "terminal": False, "answer": None, "merged": 0}
+    root = {"parent": None, "text": "", "key": "", "value": None, "terminal": False, "answer": None, "merged": 1}
     nodes = [
         {**root, "parent": 0, "text": "<|im_end|>\n", "key": item.chain[0], "value": 0.9},
         {**root, "parent": 1, "text": SUM, "key": item.chain[1], "value": 0.9},

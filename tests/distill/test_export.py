@@ -299,9 +299,11 @@ def test_unknown_names_are_refused(tmp_path: Path, format: str, file_type: Any, 
         export([], format, file_type, tmp_path / "out", provenance=provenance(), test_index=NO_TEST)
 
 
-def test_nothing_to_export_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="also needs traces and trees"):
+def test_nothing_to_export_says_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs besides kept traces: traces and trees; search more problems"):
         write(tmp_path, "preference", kept(right()))
+    with pytest.raises(UserError, match=r"no trace was kept; search more problems \(traces\.problems\)"):
+        write(tmp_path, "sft", [])
     assert os.listdir(tmp_path) == []
 
 
