@@ -164,6 +164,9 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--abstain-below", type=_share, metavar="P", help="also show what giving no answer below this confidence does"
     )
+    evaluate.add_argument(
+        "--calculator", choices=("off", "assist", "prune"), help="in place of the run's policy.calculator"
+    )
     evaluate.add_argument("--sweep", action="store_true", help="A* under several weights of f and step costs, on dev")
 
     view = verb(
@@ -313,9 +316,9 @@ def _eval(args: argparse.Namespace) -> None:
             f"--budgets {args.budgets!r} must be whole numbers separated by commas, such as 256,512"
         ) from None
     if not args.sweep:
-        evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below)
-    elif args.split == "test" or strategies:
-        raise UserError("--sweep compares settings of A* on dev: leave out --strategies and --split test")
+        evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below, args.calculator)
+    elif args.split == "test" or strategies or args.calculator:
+        raise UserError("--sweep compares settings of A* on dev: leave out --strategies, --calculator and --split test")
     else:
         sweep_run(args.run, budgets, args.problems)
 

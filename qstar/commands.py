@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from tqdm import tqdm
@@ -201,17 +202,27 @@ def evaluate_run(
     split: str,
     limit: int | None,
     abstain_below: float | None,
+    calculator: Literal["off", "assist", "prune"] | None,
 ) -> None:
-    """Compare strategies on the problems of a split and print every table; the figures go to RUN/evals/."""
+    """Compare strategies on the problems of a split and print every table; the figures go to RUN/evals/.
+
+    calculator: one of the values of policy.calculator in place of the run's.
+    """
     from qstar.evaluate.compare import compare
     from qstar.evaluate.plots import draw_accuracy, draw_coverage
     from qstar.evaluate.table import show
 
     run = open_run(path, "sft", "train-q")
+    if calculator is not None:
+        run.config = dataclasses.replace(
+            run.config, policy=dataclasses.replace(run.config.policy, calculator=calculator)
+        )
     config = run.config
     problems: list[Problem] = (run.dev if split == "dev" else load_test(config.data))[:limit]
     policy, value = run.models(with_value=True)
-    folder = path / "evals" / f"{split}-{len(problems)}-{run.revisions}"
+    folder = (
+        path / "evals" / "-".join([split, str(len(problems)), run.revisions, *([calculator] if calculator else [])])
+    )
     comparison = compare(
         problems,
         policy,

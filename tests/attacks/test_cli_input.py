@@ -124,7 +124,7 @@ def test_strategies_and_budgets(finished: Path, monkeypatch: pytest.MonkeyPatch,
     assert small in refused("solve", QUESTION, "--budget", "15")
     assert small in refused("eval", RUN, "--budgets", "64,15")
     assert "--budgets '1,x' must be whole numbers" in refused("eval", RUN, "--budgets", "1,x")
-    assert "leave out --strategies and --split test" in refused("eval", RUN, "--sweep", "--split", "test")
+    assert "leave out --strategies, --calculator and --split test" in refused("eval", RUN, "--sweep", "--split", "test")
 
 
 def test_questions(finished: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
