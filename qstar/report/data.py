@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qstar.errors import UserError
+from qstar.grading.checks import check_path
 from qstar.grading.steps import equations
 from qstar.runs.journal import Journal
 from qstar.search import STRATEGIES, Rule
@@ -79,8 +80,16 @@ class Searched:
         return None if self.gold is None else node.answer == self.gold
 
     def lucky(self, node: Node) -> bool:
-        """Whether a terminal node has the right answer though an equation before it is false."""
-        return self.right(node) is True and any(check(step)[0] == "false" for step in self.tree.path(node))
+        """Whether a terminal node has the right answer for a doubtful reason.
+
+        An equation before it is false, a number comes from nowhere, or the answer is not the last result. Of the right
+        answers of a small policy with one of these signs, nine in ten were lucky (`qstar traces audit`).
+        """
+        if self.right(node) is not True:
+            return False
+        path = [step.step.text for step in self.tree.path(node) if step.step is not None]
+        checks = check_path(self.tree.question, path)
+        return checks.false + checks.unexplained + checks.detached > 0
 
 
 def check(node: Node) -> tuple[Check, tuple[str, ...]]:

@@ -8,6 +8,7 @@ styles or labels always carry the same distinction.
 from __future__ import annotations
 
 import io
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,9 @@ OUTCOMES = {"solved": "#009E73", "policy": "#E69F00", "value": "#0072B2", "budge
 
 SHAPES = dict(zip(MARKERS, "●■▼▲◆◀▶⬟✖⬢✚", strict=True)) | {"x": "✕"}
 """Markers of the drawings as characters."""
+
+HOLLOW = dict(zip(MARKERS, "○□▽△◇◁▷⬠✖⬡✚", strict=True))
+"""The same, not filled."""
 
 SIZE = (5.0, 3.5)
 """Inches on a page; its text is then about as large as the page's on a phone."""
@@ -112,6 +116,18 @@ def depth(values: Mapping[str, Mapping[bool, Mapping[int, Sequence[float]]]], fo
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="steps written", ylabel="Q", ylim=(0, 1))
     return _finish(figure, folder, "q_by_depth")
+
+
+def iterations(curves: Mapping[str, Sequence[float | None]], folder: Path) -> Drawing:
+    """Accuracy by iteration, one curve per label; None where it was not measured."""
+    figure, axes = _axes()
+    for number, (label, values) in enumerate(curves.items()):
+        style = {"color": _colour(number), "marker": MARKERS[number % len(MARKERS)], "label": label}
+        known = [math.nan if value is None else value for value in values]
+        axes.plot(range(1, len(values) + 1), known, linestyle=LINES[number % len(LINES)], markersize=5, **style)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="iteration", ylabel="accuracy", ylim=(0, None))
+    return _finish(figure, folder, "iterations")
 
 
 def funnel(counts: Mapping[str, Mapping[str, int]], folder: Path) -> Drawing:
@@ -201,7 +217,8 @@ def _key(handle: Any, label: str) -> Key:
 
     line = hasattr(handle, "get_linestyle")
     colour = to_hex(handle.get_color() if line else handle.patches[0].get_facecolor())
-    marker = SHAPES.get(str(handle.get_marker()), "") if line else ""
+    shapes = SHAPES if not line or handle.get_fillstyle() == "full" else HOLLOW
+    marker = shapes.get(str(handle.get_marker()), "") if line else ""
     return Key(label, VARIABLES.get(colour, colour), line and handle.get_linestyle() not in ("-", "solid"), marker)
 
 
@@ -223,13 +240,12 @@ def _inline(svg: bytes, name: str) -> str:
         for key in ("fill", "stroke"):
             if (colour := element.get(key, "").lower()) in VARIABLES:
                 element.set(key, VARIABLES[colour])
-        if element.tag == f"{{{_SVG}}}text" and element.get("fill") is None:
-            element.set("fill", "var(--ink)")
         for key in ("id", _LINK, "clip-path"):
             if reference := element.get(key):
                 element.set(key, re.sub(r"^(#|url\(#)?", rf"\g<0>{name}-", reference, count=1))
     root.attrib.pop("width", None)
     root.attrib.pop("height", None)
+    root.set("fill", "var(--ink)")  # what has no colour of its own would be black
     root.set("role", "img")
     root.set("aria-hidden", "true")
     ET.register_namespace("", _SVG)

@@ -20,6 +20,7 @@ from qstar.evaluate.compare import Cell, Comparison
 from qstar.evaluate.stats import tokens_to_reach
 from qstar.evaluate.table import abstention_table, failure_table, rows_by_label, tables
 from qstar.report import figures
+from qstar.report.compared import Section, compared
 from qstar.report.data import Searched, journals, read_searches, visible
 from qstar.report.page import write_page
 from qstar.report.pieces import example, figure, rows_table, short_html, table_of, title_of
@@ -33,9 +34,6 @@ SEARCHES = 300
 """Searches of a run that the figure of Q by depth and the examples are taken from."""
 
 EXAMPLES = 6
-
-Section = tuple[str, str, str]
-"""id, title, HTML."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +89,11 @@ def _body(runs: Sequence[RunData], to: Path) -> str:
         (list(_calibration(runs, folder)), "calibration of Q: `qstar train-q CONFIG`"),
         (list(_searches(runs, folder)), f"Q by depth and examples: `qstar search {run}`"),
         (list(_funnel(runs, folder)), f"yield of traces: `qstar run {run / 'config.yaml'}`"),
+        (list(compared({run.name: run.directory for run in runs}, folder)), ""),
         (list(_stages(runs)), f"stages: `qstar run {run / 'config.yaml'}`"),
     ):
         sections += found
-        if not found:
+        if absent and not found:
             missing.append(absent)
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
     parts = [f'<section id="{name}"><h2>{escape(title)}</h2>{html}</section>' for name, title, html in sections]

@@ -78,7 +78,7 @@ def kinds(tmp_path: Path) -> Path:
     split = named(row_of(("#### 7\n",), ("a\n", "#### 8\n"), ("b\n", "#### 8\n")), "split")
     split["answer"] = "7"
     rows = [
-        named(row_of(("3 + 4 = 7\n", "#### 7\n")), "solved"),
+        named(row_of(("7 + 7 - 7 = 7\n", "#### 7\n")), "solved"),
         named(row_of(("3 + 4 = 7\n", "#### 8\n")), "wrong"),
         named(row_of(("3 + 3 = 7\n", "#### 7\n")), "lucky"),
         split,

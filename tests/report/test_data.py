@@ -65,10 +65,23 @@ def node(parent: int | None, text: str, value: float | None = None) -> dict[str,
     return place | figures | end
 
 
-def test_lucky_is_right_with_a_false_equation() -> None:
-    lucky = read_row(row_of(("3 + 3 = 7\n", "#### 7\n")), "s", "row")
-    sound = read_row(row_of(("3 + 4 = 7\n", "#### 7\n")), "s", "row")
-    wrong = read_row(row_of(("3 + 3 = 8\n", "#### 8\n")), "s", "row")
+def asked(*paths: tuple[str, ...]) -> dict[str, Any]:
+    """A row of a question that states its numbers."""
+    row = row_of(*paths)
+    row["tree"]["question"] = "Ann has 3 pears and buys 4. How many?"
+    return row
+
+
+@pytest.mark.parametrize("steps", [("3 + 3 = 7\n",), ("1 + 6 = 7\n",), ("3 + 4 = 7\n", "7 - 3 = 4\n")])
+def test_lucky_is_right_for_a_doubtful_reason(steps: tuple[str, ...]) -> None:
+    lucky = read_row(asked((*steps, "#### 7\n")), "s", "row")
+    assert lucky.lucky(lucky.tree.terminals[0])
+
+
+def test_lucky_is_not_sound_and_not_wrong() -> None:
+    lucky = read_row(asked(("3 + 3 = 7\n", "#### 7\n")), "s", "row")
+    sound = read_row(asked(("3 + 4 = 7\n", "#### 7\n")), "s", "row")
+    wrong = read_row(asked(("3 + 3 = 8\n", "#### 8\n")), "s", "row")
     assert [s.lucky(s.tree.terminals[0]) for s in (lucky, sound, wrong)] == [True, False, False]
     assert [s.status for s in (lucky, sound, wrong)] == ["solved", "solved", "unsolved"]
     assert [check(step)[0] for step in lucky.tree.nodes] == ["", "false", ""]
