@@ -2,27 +2,31 @@
 
 Algorithm card
     Objective   P(sound | flags, answer correct) = sigmoid(w . z + b), z the standardized features of `FEATURES`.
-    Truth       a generated problem knows the true value of every intermediate result. A trace is sound if all its
-                equations hold, each states a true value, and none of the true values is missing; otherwise a right
-                answer is lucky.
+    Truth       a generated problem comes with its formula. A trace is sound if all its equations hold, its answer is
+                the last result, and that result is the same function of the stated numbers as the generator's; else a
+                right answer is lucky. Functions are compared by their values in GF(2^61 - 1) with every number replaced
+                by a random one, which tells different ones apart but for a chance of about 2^-60 (Schwartz 1980,
+                Zippel 1979). So (4 * 4) * 2 and (4 * 2) * 4 are one solution, and 28 + 2 in place of 22 + 8 is none.
     Fit         L2-regularized maximum likelihood; problems, never traces of one problem, are held out to measure it.
-    Departure   a solution that is right by another way than the generator's counts as lucky. On problems of few
-                operations there is hardly another way.
+    Departure   where a number of the question equals an earlier result, either may be meant, and a trace is sound if
+                one reading is.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
 from qstar.errors import UserError
+from qstar.grading.checks import question_numbers, step_equations
+from qstar.grading.expression import Expression, Number, Operation, Parser
 from qstar.grading.flags import TraceFlags
-from qstar.grading.steps import equations
+from qstar.grading.tokens import tokenize
 from qstar.problems.problem import Problem
 from qstar.trace import Trace
 from qstar.types import derive_seed
@@ -49,20 +53,60 @@ FEATURES = (
 
 CAP = 5.0
 
+READINGS = 64
+"""Most readings of one expression that are followed."""
+
+_PRIME = 2**61 - 1
+
+_FIELD: dict[str, Callable[[int, int], int]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a * pow(b, -1, _PRIME),
+}
+
 FOLDS = 5
 """Folds of problems in `out_of_fold`."""
 
 
 def sound(problem: Problem, trace: Trace) -> bool:
-    """Whether every step of a trace is true; see the card. Raises ValueError for a problem without true values."""
-    if problem.values is None:
-        raise ValueError(f"problem {problem.id} has no true intermediate values")
-    missing = Counter(map(Fraction, problem.values))
-    for equation in (e for step in trace.steps for e in equations(step.text)):
-        if not equation.holds or equation.value is None or equation.value not in missing:
-            return False
-        missing[equation.value] -= 1
-    return all(count <= 0 for count in missing.values())
+    """Whether a trace with a right answer is true; see the card. Raises ValueError for a problem without steps."""
+    if problem.steps is None:
+        raise ValueError(f"problem {problem.id} has no gold steps")
+    texts = [step.text for step in trace.steps]
+    found = [equation for text in texts for equation in step_equations(text)]
+    if not found or not all(equation.holds for equation in found) or trace.answer is None:
+        return False
+    stated = question_numbers(problem.question)
+    meant, true = _meanings(texts, stated), _meanings(problem.steps, stated)
+    return found[-1].value == Fraction(trace.answer) and not meant.isdisjoint(true)
+
+
+def _meanings(steps: Sequence[str], stated: Set[Fraction]) -> set[int]:
+    """The last result with random numbers in place of the given ones, in every reading, as residues.
+
+    A number that is an earlier result means that result; if the question states it too, it may also mean the given one.
+    """
+    results: dict[Fraction, set[int]] = {}
+    last: set[int] = set()
+    for equation in (equation for step in steps for equation in step_equations(step)):
+        parsed = Parser(tokenize(equation.left)).expression(0)
+        last = _residues(parsed[0], results, stated) if parsed is not None else set()
+        if equation.value is not None:
+            results.setdefault(equation.value, set()).update(last)
+    return last
+
+
+def _residues(tree: Expression, results: Mapping[Fraction, set[int]], stated: Set[Fraction]) -> set[int]:
+    if isinstance(tree, Number):
+        found = set(results.get(tree.value, ()))
+        if not found or tree.value in stated:
+            found.add(derive_seed("number", str(tree.value)) % _PRIME)
+        return found
+    if not isinstance(tree, Operation) or tree.operator not in _FIELD:
+        return set()
+    pairs = itertools.product(_residues(tree.left, results, stated), _residues(tree.right, results, stated))
+    return {_FIELD[tree.operator](a, b) % _PRIME for a, b in itertools.islice(pairs, READINGS)}
 
 
 def features(flags: TraceFlags, values: Sequence[float | None]) -> list[float]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from qstar.config import GeneratorConfig
 from qstar.distill.audit import Judge, Screen, audit, recommended, screening
 from qstar.distill.audit_table import show_audit
-from qstar.distill.soundness import Scorer
+from qstar.distill.soundness import Scorer, sound
 from qstar.errors import UserError
 from qstar.problems.generator import generate
 from qstar.problems.problem import Problem
@@ -41,7 +41,9 @@ def samples(problem: Problem, lucky: bool) -> list[Trace]:
     assert problem.steps is not None
     traces = [solution(problem, problem.steps), solution(problem, [f"{step} " for step in problem.steps])]
     if lucky:
-        traces.append(solution(problem, ["something: 131 + 137 = 268", *problem.steps[1:]]))
+        made = solution(problem, ["something: 131 + 137 = 268", *problem.steps[1:]])
+        # The question may happen to state the number that the first step should have computed.
+        traces += [made] * (not sound(problem, made))
     return traces
 
 
@@ -52,7 +54,8 @@ def traces() -> list[Trace]:
 
 def test_audit_counts_and_separates(tmp_path: Path) -> None:
     given = traces()
-    lucky = sum("131 + 137" in trace.solution for trace in given)
+    lucky = sum(not sound(PROBLEMS[trace.problem_id], trace) for trace in given)
+    assert lucky == sum("131 + 137" in trace.solution for trace in given) > 20
     result = audit(given, Half(), PROBLEMS, tmp_path)
     assert result["right_answers"] == len(given)
     assert result["lucky"] == lucky

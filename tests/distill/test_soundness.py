@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -12,7 +13,7 @@ from qstar.trace import Trace
 from qstar.types import Step
 
 PROBLEM = Problem(
-    "p", "Tom has 3 bags with 4 apples each and buys 5 more. How many apples?", "17", None, values=("12", "17")
+    "p", "Tom has 3 bags with 4 apples each and buys 5 more. How many apples?", "17", ("3 * 4 = 12", "12 + 5 = 17")
 )
 
 
@@ -31,6 +32,9 @@ def trace(*steps: str) -> Trace:
         (("3 + 4 = 7\n", "7 + 10 = 17\n", "#### 17\n"), False),  # true equations, untrue result
         (("12 + 5 = 17\n", "#### 17\n"), False),  # where does 12 come from?
         (("#### 17\n",), False),
+        (("5 + 3 * 4 = 17\n", "#### 17\n"), True),  # in one step
+        (("2 * 6 = 12\n", "12 + 5 = 17\n", "#### 17\n"), False),  # the true result of other numbers
+        (("3 * 4 = 12\n", "12 + 5 = 17\n", "17 - 5 = 12\n", "#### 17\n"), False),  # the answer is not the last result
         (("3 * 4 = 12\n", "3 * 4 = 12\n", "12 + 5 = 17\n", "#### 17\n"), True),  # said twice, still true
     ],
 )
@@ -38,8 +42,30 @@ def test_truth_by_hand(steps: tuple[str, ...], truth: bool) -> None:
     assert sound(PROBLEM, trace(*steps)) is truth
 
 
-def test_truth_needs_true_values() -> None:
-    with pytest.raises(ValueError, match="problem p has no true intermediate values"):
+@pytest.mark.parametrize(
+    ("gold", "steps", "truth"),
+    [
+        (("4 * 4 = 16", "16 * 2 = 32"), ("4 * 2 = 8", "8 * 4 = 32"), True),  # another order
+        (("24 / 3 = 8", "8 * 2 = 16"), ("24 * 2 = 48", "48 / 3 = 16"), True),
+        (("6 + 10 = 16", "16 + 6 = 22"), ("6 + 6 = 12", "10 + 12 = 22"), True),
+        (("42 + 30 = 72", "12 + 72 = 84"), ("30 + 12 = 42", "42 + 42 = 84"), True),  # 42 is stated and a result
+        (("18 - 10 = 8", "8 - 6 = 2"), ("10 - 6 = 4", "6 - 4 = 2"), False),
+        (("22 + 8 = 30", "30 * 3 = 90"), ("28 + 2 = 30", "30 * 3 = 90"), False),
+        (("44 / 2 = 22", "44 + 22 = 66"), ("44 / 2 = 22", "42 + 24 = 66"), False),
+        (("4 + 3 = 7", "7 * 2 = 14"), ("7 * 2 = 14",), False),  # 7 comes from nowhere
+    ],
+)
+def test_the_same_function_of_the_numbers_is_the_same_solution(
+    gold: tuple[str, ...], steps: tuple[str, ...], truth: bool
+) -> None:
+    answer = gold[-1].split("= ")[1]
+    made = dataclasses.replace(trace(*(f"{step}\n" for step in steps), f"#### {answer}\n"), answer=answer)
+    asked = "It says 4, 4, 2, 24, 3, 6, 6, 10, 42, 12, 18, 22, 8 and 44."
+    assert sound(Problem("p", asked, answer, gold), made) is truth
+
+
+def test_truth_needs_gold_steps() -> None:
+    with pytest.raises(ValueError, match="problem p has no gold steps"):
         sound(Problem("p", "q", "1", None), trace("#### 17\n"))
 
 
