@@ -8,10 +8,13 @@ print(solution.answer, solution.confidence)
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
+import functools
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,12 +154,17 @@ class Solver:
 
     The methods raise UserError for an unknown strategy, a budget below one step, an empty question, or one that is
     longer than the policy's context. strategy, budget: default to the run's; budget is in policy tokens a question.
+
+    `asolve` and `astream` are `solve` and `stream` for asyncio. They search in one thread of the solver's own, which
+    takes the steps of concurrent searches in turn; questions known together are faster through `solve_many`. A
+    cancelled search ends after the step in work. Do not call the other methods from elsewhere meanwhile.
     """
 
     def __init__(self, policy: Policy, value: Value | None, config: RunConfig) -> None:
         self.policy = policy
         self.value = value
         self.config = config
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qstar-solver")
 
     @classmethod
     def load(cls, run: str | Path) -> Solver:
@@ -194,9 +202,31 @@ class Solver:
         `solve`. Stop whenever you like: each report knows the best answer so far."""
         return self._search([question], strategy, budget, seed, partial=True)
 
+    async def asolve(
+        self, question: str, *, strategy: str | None = None, budget: int | None = None, seed: int = 0
+    ) -> Solution:
+        """`solve` without blocking the event loop."""
+        events = [event async for event in self.astream(question, strategy=strategy, budget=budget, seed=seed)]
+        return events[-1].solution()
+
+    def astream(
+        self, question: str, *, strategy: str | None = None, budget: int | None = None, seed: int = 0
+    ) -> AsyncGenerator[Progress, None]:
+        """`stream` without blocking the event loop. Call `aclose()` on it to end the search early."""
+        return self._aside(self._search([question], strategy, budget, seed, partial=True))
+
+    async def _aside(self, results: Generator[Progress, None, None]) -> AsyncGenerator[Progress, None]:
+        step = functools.partial(next, results, None)
+        try:
+            while (progress := await asyncio.get_running_loop().run_in_executor(self._thread, step)) is not None:
+                yield progress
+        finally:
+            # A cancelled step may still be running; behind it in the same thread, the search can be closed.
+            self._thread.submit(results.close)
+
     def _search(
         self, questions: Sequence[str], strategy: str | None, budget: int | None, seed: int, *, partial: bool
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         for question in questions:
             check_question(question)
         given = {"strategy": strategy, "budget": budget}

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from qstar import Solver
 from qstar.cli import main
 from qstar.runs.journal import count_rows
+from tests.test_docs import ROOT, blocks
 from tests.tiny_run import QUESTION, STAGES, content, start, write_inputs
 
 RUN = "runs/tiny"
@@ -140,6 +142,16 @@ def test_the_python_interface_gives_what_the_command_gives(workplace: Path, caps
     found = json.loads(output(capsys, "solve", QUESTION, "--json"))
     assert found["answer"] == solution.answer
     assert found["votes"] == [list(vote) for vote in solution.votes]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_python_examples_run(workplace: Path, page: str) -> None:
+    program = "\n\n".join(blocks(ROOT / page, "python"))
+    assert 'Solver.load("runs/quickstart")' in program
+    command = [sys.executable, "-c", program.replace("runs/quickstart", str(RUN))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.strip()
 
 
 @pytest.mark.parametrize("format", ["sft", "chat", "preference", "kto", "stepwise", "values"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,3 +170,61 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         UserError, match=f"{tmp_path} has no finished sft stage; continue it with `qstar run {tmp_path}`"
     ):
         Solver.load(tmp_path)
+
+
+def test_async_gives_what_the_plain_methods_give() -> None:
+    async def both(one: Solver) -> tuple[list[Any], list[bool]]:
+        found = await asyncio.gather(*(one.asolve(question) for question in "abc"))
+        return list(found), [event.done async for event in one.astream("a")]
+
+    found, done = asyncio.run(both(solver()))
+    assert [solution.question for solution in found] == ["a", "b", "c"]
+    assert [solution.votes for solution in found] == [solver().solve(question).votes for question in "abc"]
+    assert done == [event.done for event in solver().stream("a")]
+
+
+class Slow(ToyPolicy):
+    """Waits at its second proposal until let go, and says when its work has been closed."""
+
+    def __init__(self) -> None:
+        super().__init__(HAND)
+        self.reached, self.go, self.closed = threading.Event(), threading.Event(), threading.Event()
+        self.steps = 0
+
+    def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
+        try:
+            for proposal in super().propose(requests):
+                self.steps += 1
+                if self.steps == 2:
+                    self.reached.set()
+                    assert self.go.wait(10)
+                yield proposal
+        except GeneratorExit:
+            self.closed.set()
+            raise
+
+
+def test_a_search_runs_beside_the_event_loop_and_a_cancelled_one_is_closed() -> None:
+    policy = Slow()
+    one = solver(policy)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(one.asolve("q"))
+        while not policy.reached.is_set():
+            await asyncio.sleep(0.001)  # an event loop that is blocked never gets here
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        policy.go.set()
+        assert await asyncio.to_thread(policy.closed.wait, 10)
+        assert policy.steps == 2
+        assert (await one.asolve("q")).votes == solver().solve("q").votes
+
+    asyncio.run(cancel())
+
+
+def test_async_refuses_wrong_input_before_anything_runs() -> None:
+    with pytest.raises(UserError, match="the question is empty"):
+        solver().astream(" ")
+    with pytest.raises(UserError, match="unknown search strategy"):
+        asyncio.run(solver().asolve("q", strategy="astra"))
