@@ -23,7 +23,7 @@ SECTIONS = {field.name for field in dataclasses.fields(RunConfig)}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<(?:a|img|source)\b[^>]*?\b(?:href|src|srcset)=\"([^\"]+)\"")
 _PATH = re.compile(r"(?<![\w./-])(?:\./)?((?:scripts|configs|tests|docs|qstar)/[\w./-]*[\w])")
-_VERB = re.compile(r"(?<![\w./-])qstar ([a-z][a-z-]*)((?: [^`\n|]*)?)")
+_VERB = re.compile(r"(?<![\w./-])(?<!from )qstar ([a-z][a-z-]*)((?: [^`\n|]*)?)")
 _MODULE = re.compile(r"(?<![\w./-])((?:qstar|tests)(?:\.\w+)+)")
 _FIELD = re.compile(rf"(?<![\w./-])((?:{'|'.join(sorted(SECTIONS))})(?:\.[a-z_0-9]+)+)(?=[=:\s`,;)]|$)", re.MULTILINE)
 
