@@ -170,7 +170,6 @@ def export_run(path: Path, format: str, file_type: str, to: Path) -> None:
     """Export the verified traces of a run."""
     from qstar.distill.export import export
     from qstar.policy.hub import load_tokenizer
-    from qstar.problems.contamination import TestIndex
 
     run = open_run(path, "sft", "train-q", "search")
     selection = run.selection()
@@ -180,7 +179,7 @@ def export_run(path: Path, format: str, file_type: str, to: Path) -> None:
         file_type,  # type: ignore[arg-type]  # the command line offers only these
         to,
         provenance=run.provenance(selection),
-        test_index=TestIndex.from_problems(load_test(run.config.data)),
+        test_index=run.test_index,
         traces=run.all_traces(),
         trees=run.trees(),
         tokenizer=load_tokenizer(str(run.teacher_path)),
@@ -220,9 +219,7 @@ def evaluate_run(
     config = run.config
     problems: list[Problem] = (run.dev if split == "dev" else load_test(config.data))[:limit]
     policy, value = run.models(with_value=True)
-    folder = (
-        path / "evals" / "-".join([split, str(len(problems)), run.revisions, *([calculator] if calculator else [])])
-    )
+    folder = path / "evals" / "-".join(filter(None, (split, str(len(problems)), run.revisions, calculator)))
     comparison = compare(
         problems,
         policy,

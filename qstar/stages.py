@@ -320,7 +320,7 @@ def distill(run: Run, stage: Stage) -> dict[str, Any]:
     both = student_examples(run.train, list(run.selection()), loss=config.loss)
     metrics: dict[str, Any] = {"gold": len(gold), "gold_and_traces": len(both)}
     for name, examples in (("student", both), ("baseline", gold)):
-        model, tokenizer = student_base(run)
+        model, tokenizer = _student_base(run)
         metrics["parameters"] = sum(p.numel() for p in model.parameters())
         # As many passes over fewer examples as give the same number of optimizer steps.
         epochs = config.sft.epochs * len(both) / len(examples)
@@ -395,7 +395,7 @@ def _on_policy(run: Run, stage: Stage, model: Any, tokenizer: Any) -> dict[str, 
     return {"on_policy_steps": report.steps, "on_policy_loss": report.losses[-1][1] if report.losses else None}
 
 
-def student_base(run: Run) -> tuple[Any, Any]:
+def _student_base(run: Run) -> tuple[Any, Any]:
     """The untrained student and its tokenizer."""
     from qstar.policy.hub import load_causal_lm, load_tokenizer
     from qstar.policy.sft import build_base, drop_layers

@@ -14,13 +14,13 @@ How well a judge carries over is not measured; the examples are there to be read
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ from tqdm import tqdm
 from qstar.distill.corruptions import corrupt
 from qstar.distill.soundness import FEATURES, Scorer, features, fit_scorer, out_of_fold, sound
 from qstar.errors import UserError, printable
+from qstar.evaluate.plots import blank, save_png
 from qstar.grading.flags import TraceFlags, dip, problem_flags
 from qstar.problems.problem import Problem
-from qstar.runs.files import replacing, write_json, write_text
+from qstar.runs.files import write_json, write_text
 from qstar.trace import Trace
 from qstar.types import Step, Value
 from qstar.value.calibrate import auc
@@ -108,10 +109,11 @@ class Judge:
         """
         rng = random.Random(seed)
         items: list[Audited] = []
-        for problem in [problem for problem in problems if problem.steps][:GOLD]:
+        gold = ((problem, problem.steps) for problem in problems if problem.steps)
+        for problem, steps in itertools.islice(gold, GOLD):
             wrong = corrupt(problem, rng)
-            if wrong is not None and problem.steps is not None:
-                items += [_solution(problem, problem.steps, True), _solution(problem, wrong, False)]
+            if wrong is not None:
+                items += [_solution(problem, steps, True), _solution(problem, wrong, False)]
         if not items:
             return None
         scorer, _, curve = _measured(items)
@@ -130,7 +132,7 @@ def audited(traces: Iterable[Trace], value: Value, truth: Mapping[str, Problem])
     traces: in order of problem id; all samples of a problem are needed, since they agree or disagree with each other.
     truth: problems with true intermediate values, by id.
     """
-    for problem, group in groupby(traces, key=lambda trace: trace.problem_id):
+    for problem, group in itertools.groupby(traces, key=lambda trace: trace.problem_id):
         samples = list(group)
         seen: set[str] = set()
         for trace, flags in zip(samples, problem_flags(samples), strict=True):
@@ -176,8 +178,8 @@ def audit(
 ) -> dict[str, Any]:
     """Audit traces (see `audited`), write the files named above into `folder` and return the content of audit.json.
 
-    judge: for traces whose truth is not known. Raises UserError if the truth is known but all traces
-    are sound, or all are lucky.
+    judge: for traces whose truth is not known. Raises UserError if the truth is known but all traces are sound, or all
+    are lucky.
     """
     found = list(tqdm(audited(traces, value, truth), desc="audit", unit="trace"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +246,7 @@ def _examples(found: Sequence[Audited]) -> str:
     """The most doubted traces, then the least doubted, with room for a reader's verdict."""
     ranked = sorted(found, key=lambda item: (_doubt(item), item.trace.problem_id, item.trace.solution))
     doubted = [item for item in reversed(ranked) if item.flags.reasons or item.score is not None][:EXAMPLES]
-    trusted = [item for item in ranked if item not in doubted][:EXAMPLES]
+    trusted = ranked[: min(EXAMPLES, len(ranked) - len(doubted))]
     lines = ["# Right answers to read", ""]
     for title, items in (("Most doubted", doubted), ("Least doubted", trusted)):
         lines += [f"## {title}", ""]
@@ -267,18 +269,10 @@ def _shares(curve: Sequence[Screen], name: str) -> list[float]:
 
 def _draw(curve: Sequence[Screen], path: Path) -> None:
     """Still lucky and sound lost against the threshold."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.0, 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = blank(5.0, 3.5)
     at = [screen.threshold for screen in curve]
     axes.plot(at, _shares(curve, "still_lucky"), marker="o", color="#D55E00", label="lucky among the kept")
     axes.plot(at, _shares(curve, "sound_lost"), marker="s", color="#0072B2", label="sound, thrown away")
     axes.set(xlabel="traces with P(sound) below this are thrown away", ylabel="share", ylim=(0, None))
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    save_png(figure, path)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from qstar.distill.audit import PRECISION
+from qstar.evaluate.table import figures_table
 
 
 def show_audit(result: Mapping[str, Any], console: Console) -> None:
@@ -22,9 +21,12 @@ def show_audit(result: Mapping[str, Any], console: Console) -> None:
     console.print(f"{right} distinct solutions with a right answer")
     if lucky is not None:
         console.print(f"{lucky} of them ({lucky / right:.1%}) are lucky: a step is not true")
+    console.print()
     console.print(_flags(result, lucky))
+    console.print()
     if lucky is not None:
         console.print(_curve(result))
+        console.print()
         best = result["recommended"]
         console.print(
             f"AUC {result['auc']:.3f}; "
@@ -49,33 +51,24 @@ def show_audit(result: Mapping[str, Any], console: Console) -> None:
             )
 
 
-def _flags(result: Mapping[str, Any], lucky: int | None) -> Table:
-    columns = ["traces", *(["precision", "recall"] if lucky else [])]
-    table = _table("Single flags (%)", "", columns)
+def _flags(result: Mapping[str, Any], lucky: int | None) -> RenderableType:
+    body = {}
     for reason, counts in result["flagged"].items():
-        row = [f"{100 * counts['traces'] / result['right_answers']:.1f}"]
+        body[reason] = [f"{100 * counts['traces'] / result['right_answers']:.1f}"]
         if lucky:
-            row += [f"{100 * counts['lucky'] / counts['traces']:.1f}", f"{100 * counts['lucky'] / lucky:.1f}"]
-        table.add_row(reason, *row)
-    return table
+            body[reason] += [f"{100 * counts['lucky'] / counts['traces']:.1f}", f"{100 * counts['lucky'] / lucky:.1f}"]
+    return figures_table("Single flags (%)", ["traces", *(["precision", "recall"] if lucky else [])], body)
 
 
-def _curve(result: Mapping[str, Any]) -> Table:
-    table = _table(
-        "All flags together (%): traces whose P(sound) is below a threshold go",
-        "P(sound) below",
-        ["thrown away", "precision", "recall", "lucky among kept", "sound lost"],
-    )
+def _curve(result: Mapping[str, Any]) -> RenderableType:
+    body = {}
     for screen in result["curve"]:
         shares = (screen[name] for name in ("precision", "recall", "still_lucky", "sound_lost"))
         thrown = f"{100 * screen['thrown'] / result['right_answers']:.1f}"
-        table.add_row(str(screen["threshold"]), thrown, *("-" if x is None else f"{100 * x:.1f}" for x in shares))
-    return table
-
-
-def _table(title: str, first: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+        body[str(screen["threshold"])] = [thrown, *("-" if x is None else f"{100 * x:.1f}" for x in shares)]
+    return figures_table(
+        "All flags together (%): traces whose P(sound) is below a threshold go",
+        ["thrown away", "precision", "recall", "lucky among kept", "sound lost"],
+        body,
+        labels="P(sound) below",
+    )

@@ -14,28 +14,23 @@ over tokens are compared.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import random
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import ProgressCallback
 from trl.trainer.distillation_config import DistillationConfig
 from trl.trainer.distillation_trainer import DistillationTrainer
 
 from qstar.config import OnPolicyConfig
 from qstar.errors import UserError
 from qstar.policy.adapters import add_adapters
-from qstar.policy.hub import save_model
 from qstar.policy.prompt import encode_prompt
-from qstar.policy.trainer import Progress, last_checkpoint
+from qstar.policy.trainer import Losses, finished, keep, last_checkpoint, run
 from qstar.runs.team import Team
 
 REPORT = "on_policy.json"
@@ -56,7 +51,7 @@ class OnPolicyReport:
     questions: int
     dropped: int
     steps: int
-    losses: tuple[tuple[int, float], ...]
+    losses: Losses
     seconds: float
     fingerprint: str
 
@@ -92,12 +87,8 @@ def distill_on_policy(
             "lower student.on_policy.max_tokens"
         )
     fingerprint = hashlib.sha256(json.dumps([fitting, asdict(config), seed, lora_rank]).encode()).hexdigest()[:16]
-    finished = directory / REPORT
-    if finished.is_file():
-        report = OnPolicyReport(**json.loads(finished.read_text()))
-        if report.fingerprint != fingerprint:
-            raise UserError(f"{directory} was trained with other data or settings; delete it or choose another folder")
-        return report
+    if done := finished(directory / REPORT, OnPolicyReport, fingerprint):
+        return done
     checkpoints = directory.with_name(f"{directory.name}-checkpoints")
     resume = last_checkpoint(checkpoints, fingerprint, Team.from_environment())
     student.to(device)
@@ -109,27 +100,16 @@ def distill_on_policy(
         train_dataset=Dataset.from_dict({"prompt": _in_order(fitting, config, seed)}),
         processing_class=tokenizer,
     )
-    trainer.remove_callback(ProgressCallback)
-    progress = Progress()
-    trainer.add_callback(progress)
-    started = time.perf_counter()
-    with contextlib.closing(progress):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    losses, seconds = run(trainer, resume)
     report = OnPolicyReport(
         questions=len(fitting),
         dropped=len(questions) - len(fitting),
         steps=trainer.state.global_step,
-        losses=tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
-        seconds=time.perf_counter() - started,
+        losses=losses,
+        seconds=seconds,
         fingerprint=fingerprint,
     )
-    student.eval()
-    if adapters is not None:
-        adapters.merge_and_unload()
-    if trainer.is_world_process_zero():
-        save_model(student, tokenizer, directory, notes={REPORT: asdict(report)})
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    keep(trainer, student, adapters, tokenizer, directory, REPORT, report)
     return report
 
 

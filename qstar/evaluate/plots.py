@@ -73,14 +73,7 @@ def coverage_figure(comparison: Comparison) -> Any:
 
 def _draw(comparison: Comparison, draw: Callable[[Any, list[Cell], dict[str, Any]], None]) -> tuple[Any, Any]:
     """A figure with one line per model and strategy."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(color="#DDDDDD", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, axes = blank(8, 5)
     rows: dict[tuple[str, str], list[Cell]] = {}
     for cell in comparison.cells:
         rows.setdefault((cell.name, cell.strategy), []).append(cell)
@@ -109,6 +102,19 @@ def _draw(comparison: Comparison, draw: Callable[[Any, list[Cell], dict[str, Any
         }
         draw(axes, cells, style)
     figure.legend(loc="outside right upper", frameon=False)
+    return figure, axes
+
+
+def blank(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of that size (inches) with empty axes, and the axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 

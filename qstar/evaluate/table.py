@@ -47,7 +47,7 @@ def tables(comparison: Comparison, abstain_below: float | None = None) -> Iterat
 def accuracy_table(comparison: Comparison) -> RenderableType:
     """Accuracy with its interval, a row per model and strategy, a column per budget."""
     errors = any(cell.errors for cell in comparison.cells)
-    return _table(
+    return figures_table(
         f"Accuracy at equal policy tokens (%, 95 % interval, {len(comparison.problems)} problems)",
         [str(budget) for budget in comparison.budgets],
         {
@@ -85,7 +85,7 @@ def spending_table(comparison: Comparison) -> RenderableType:
         if several:
             reached = tokens_to_reach([(cell.tokens, cell.accuracy) for cell in cells.values()], target)
             body[row].append(NONE if reached is None else f"{reached:.0f}")
-    return _table(
+    return figures_table(
         "Mean policy tokens spent / problems with a correct solution in the tree (%)",
         [*map(str, comparison.budgets), *([f"to {_percent(target)} %"] if several else [])],
         body,
@@ -97,7 +97,7 @@ def mcnemar_table(comparison: Comparison, reference: Cell) -> RenderableType:
     """The reference's model and strategy against every other row, at each budget."""
     rows = rows_by_label(comparison)
     label = next(label for label, cells in rows.items() if reference in cells.values())
-    return _table(
+    return figures_table(
         f"{label} against each (problems only it solves : only the other solves, p)",
         [str(budget) for budget in comparison.budgets],
         {
@@ -124,7 +124,7 @@ def heuristic_table(comparison: Comparison) -> RenderableType:
         if c.edges or a.pairs:
             broken = [_percent(c.rate), f"{c.mean_excess:.2f}", f"{c.largest:.2f}"] if c.edges else [NONE] * 3
             body[label] = [str(c.edges), *broken, NONE if a.auc is None else f"{a.auc:.3f}", str(a.pairs)]
-    return _table(
+    return figures_table(
         _at("Heuristic: violations of h(s) <= c + h(s.a), and order of f against success", comparison),
         ["edges", "violated %", "mean nats", "largest", "order AUC", "pairs"],
         body,
@@ -133,7 +133,7 @@ def heuristic_table(comparison: Comparison) -> RenderableType:
 
 def failure_table(comparison: Comparison) -> RenderableType:
     """Problems by what decided them."""
-    return _table(
+    return figures_table(
         _at("Problems by outcome", comparison),
         list(comparison.cells[0].failures),
         {label: [str(count) for count in cell.failures.values()] for label, cell in _largest(comparison).items()},
@@ -144,7 +144,7 @@ def failure_table(comparison: Comparison) -> RenderableType:
 
 def selection_table(comparison: Comparison) -> RenderableType:
     """Accuracy of the same trees under each selection rule."""
-    return _table(
+    return figures_table(
         _at("Accuracy by selection rule (%)", comparison),
         list(RULES),
         {
@@ -164,7 +164,7 @@ def abstention_table(comparison: Comparison, below: float | None = None) -> Rend
             *(NONE if p is None else f"{_percent(p.accuracy)} ({_unit(p.threshold)})" for p in points),
             *([] if below is None else [_answered(abstaining(cell.curve, below))]),
         ]
-    return _table(
+    return figures_table(
         _at("Abstention: % correct of the most confident answers", comparison),
         ["all", *(f"{100 * share:.0f} %" for share in COVERAGES), *([] if below is None else [f"conf>={below:g}"])],
         body,
@@ -177,13 +177,16 @@ def _answered(point: CoveragePoint | None) -> str:
     return NONE if point is None else f"{_percent(point.accuracy)} ({100 * point.coverage:.0f}%)"
 
 
-def _table(
-    title: str, columns: Sequence[str], body: Mapping[str, Sequence[Text | str]], caption: str = ""
+def figures_table(
+    title: str, columns: Sequence[str], body: Mapping[str, Sequence[Text | str]], caption: str = "", labels: str = ""
 ) -> RenderableType:
-    """Rows of figures by label. Title and caption stand outside the table, so that they may be wider than it."""
+    """Rows of figures by label; `labels` heads the column of the labels.
+
+    Title and caption stand outside the table, so that they may be wider than it.
+    """
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     # Otherwise rich would cut a strategy's name before it wraps a figure.
-    table.add_column("", min_width=max(len(name) for name in STRATEGIES), overflow="fold")
+    table.add_column(labels, min_width=max(len(name) for name in STRATEGIES), overflow="fold")
     for column in columns:
         table.add_column(column, justify="right")
     for label, entries in body.items():

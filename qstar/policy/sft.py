@@ -16,13 +16,10 @@ cost a pass over all logits; bfloat16 training keeps float32 master weights (`ma
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import random
-import shutil
-import time
 import types
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +30,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import ProgressCallback
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -41,11 +37,11 @@ from qstar.config import ScratchConfig, SftConfig
 from qstar.errors import UserError
 from qstar.policy.adapters import add_adapters
 from qstar.policy.frequency import frequency_weights
-from qstar.policy.hub import load_causal_lm, load_tokenizer, save_model
+from qstar.policy.hub import load_causal_lm, load_tokenizer
 from qstar.policy.masters import MasterAdamW
 from qstar.policy.prompt import encode_prompt, encode_solution
 from qstar.policy.scratch import new_model, train_tokenizer
-from qstar.policy.trainer import Progress, last_checkpoint
+from qstar.policy.trainer import Losses, finished, keep, last_checkpoint, run
 from qstar.runs.team import Team
 
 REPORT = "training.json"
@@ -92,7 +88,7 @@ class SftReport:
     target_tokens: int
     seconds: float
     tokens_per_second: float
-    losses: tuple[tuple[int, float], ...]
+    losses: Losses
     fingerprint: str
 
 
@@ -133,9 +129,8 @@ def sft(
     order = schedule([len(row["input_ids"]) for row in kept], config.epochs, config.batch_size, seed)
     data = [kept[i] for i in order]
     fingerprint = _fingerprint(data, config, seed, lora_rank)
-    finished = directory / REPORT
-    if finished.is_file():
-        return _finished_report(finished, fingerprint)
+    if done := finished(directory / REPORT, SftReport, fingerprint):
+        return done
     checkpoints, team = directory.with_name(f"{directory.name}-checkpoints"), Team.from_environment()
     resume = last_checkpoint(checkpoints, fingerprint, team)
 
@@ -151,14 +146,9 @@ def sft(
         if config.dtype == "bfloat16"
         else None,
     )
-    trainer.remove_callback(ProgressCallback)
-    progress = Progress()
-    trainer.add_callback(progress)
-    started = time.perf_counter()
-    with _loss_head(model, compiled=config.compile), contextlib.closing(progress):
-        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    seconds = time.perf_counter() - started
-    done = int(resume.name.split("-")[1]) if resume else 0
+    with _loss_head(model, compiled=config.compile):
+        losses, seconds = run(trainer, resume)
+    seen = int(resume.name.split("-")[1]) if resume else 0
     tokens = sum(len(row["input_ids"]) for row in data)
     report = SftReport(
         examples=len(kept),
@@ -167,17 +157,11 @@ def sft(
         tokens=tokens,
         target_tokens=sum(label != _IGNORE for row in data for label in row["labels"][1:]),
         seconds=seconds,
-        tokens_per_second=sum(len(row["input_ids"]) for row in data[done * team.size * config.batch_size :]) / seconds,
-        losses=tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry),
+        tokens_per_second=sum(len(row["input_ids"]) for row in data[seen * team.size * config.batch_size :]) / seconds,
+        losses=losses,
         fingerprint=fingerprint,
     )
-    model.eval()
-    if adapters is not None:
-        adapters.merge_and_unload()
-    if trainer.is_world_process_zero():
-        save_model(model, tokenizer, directory, notes={REPORT: asdict(report)})
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    keep(trainer, model, adapters, tokenizer, directory, REPORT, report)
     return report
 
 
@@ -364,14 +348,3 @@ def _fingerprint(data: Sequence[dict[str, Any]], config: SftConfig, seed: int, l
     for row in data:
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()[:16]
-
-
-def _finished_report(path: Path, fingerprint: str) -> SftReport:
-    try:
-        fields = json.loads(path.read_text())
-        report = SftReport(**{**fields, "losses": tuple((step, loss) for step, loss in fields["losses"])})
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{path} is damaged; delete {path.parent} to train again") from None
-    if report.fingerprint != fingerprint:
-        raise UserError(f"{path.parent} was trained with other data or settings; delete it or choose another folder")
-    return report

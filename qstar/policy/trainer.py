@@ -1,17 +1,42 @@
-"""What trainings through TRL share: a progress bar, and checkpoints that are continued only if they are theirs."""
+"""What trainings through TRL share: a progress bar, checkpoints that are continued only if they are theirs, and a
+finished folder that is neither trained again nor taken for another training's."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from qstar.errors import UserError
+from qstar.policy.hub import save_model
 from qstar.runs.team import Team
+
+Losses = tuple[tuple[int, float], ...]
+"""(optimizer step, mean loss in nats per token since the entry before, or since the resumption)."""
+
+
+class Report(Protocol):
+    """A frozen dataclass on a training, written into the model's folder."""
+
+    @property
+    def losses(self) -> Losses:
+        """The course of the training."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data and the settings."""
+        ...
+
+
+R = TypeVar("R", bound=Report)
 
 
 class Progress(TrainerCallback):
@@ -65,3 +90,45 @@ def last_checkpoint(checkpoints: Path, fingerprint: str, team: Team) -> Path | N
             if team.leads:
                 shutil.rmtree(path)
     return max(complete)[1] if complete else None
+
+
+def finished(path: Path, kind: type[R], fingerprint: str) -> R | None:
+    """The report at `path`, None if there is none yet.
+
+    Raises UserError if it is damaged or of another training.
+    """
+    if not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text())
+        report = kind(**{**fields, "losses": tuple((step, loss) for step, loss in fields["losses"])})
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is damaged; delete {path.parent} to train again") from None
+    if report.fingerprint != fingerprint:
+        raise UserError(f"{path.parent} was trained with other data or settings; delete it or choose another folder")
+    return report
+
+
+def run(trainer: Any, resume: Path | None) -> tuple[Losses, float]:
+    """Train from a checkpoint or from the start, with a progress bar; returns the losses and the seconds it took."""
+    trainer.remove_callback(ProgressCallback)
+    progress = Progress()
+    trainer.add_callback(progress)
+    started = time.perf_counter()
+    with contextlib.closing(progress):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    seconds = time.perf_counter() - started
+    losses = tuple((int(entry["step"]), entry["loss"]) for entry in trainer.state.log_history if "loss" in entry)
+    return losses, seconds
+
+
+def keep(trainer: Any, model: Any, adapters: Any, tokenizer: Any, directory: Path, name: str, report: Any) -> None:
+    """Merge adapters if there are any; the leading process saves model, tokenizer and report, complete or not at all,
+    and removes the checkpoints. name: the report's file."""
+    model.eval()
+    if adapters is not None:
+        adapters.merge_and_unload()
+    if trainer.is_world_process_zero():
+        save_model(model, tokenizer, directory, notes={name: asdict(report)})
+        shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()

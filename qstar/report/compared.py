@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from qstar.config import to_dict
 from qstar.report import figures
 from qstar.report.data import visible
 from qstar.report.pieces import figure, rows_table
-from qstar.runs.directory import RunDirectory
+from qstar.runs.directory import RunDirectory, flat
 
 Section = tuple[str, str, str]
 """id, title, HTML."""
@@ -30,7 +29,7 @@ def compared(runs: Mapping[str, RunDirectory], folder: Path) -> Iterator[Section
         return
     figures_of = {name: _figures(run) for name, run in runs.items()}
     measured = list(dict.fromkeys(key for found in figures_of.values() for key in found))
-    settings = {name: dict(_flat(to_dict(run.config))) for name, run in runs.items()}
+    settings = {name: dict(flat(to_dict(run.config))) for name, run in runs.items()}
     fields = [key for key in next(iter(settings.values())) if len({str(s[key]) for s in settings.values()}) > 1]
     fields = [key for key in fields if key not in ("name", "out")]
     body = [
@@ -73,11 +72,3 @@ def _figures(run: RunDirectory) -> dict[str, float]:
             if key.endswith(f"-{budget}") and isinstance(value, float):
                 found[visible(key.removesuffix(f"-{budget}").replace("-", " "))] = value
     return found
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -82,8 +82,8 @@ class Searched:
     def lucky(self, node: Node) -> bool:
         """Whether a terminal node has the right answer for a doubtful reason.
 
-        An equation before it is false, a number comes from nowhere, or the answer is not the last result. Of the right
-        answers of a small policy with one of these signs, nine in ten were lucky (`qstar traces audit`).
+        An equation before it is false, a number comes from nowhere, or the answer is not the last result. In the quick
+        start's audit (`qstar traces audit`) all right answers with one of these signs were lucky.
         """
         if self.right(node) is not True:
             return False

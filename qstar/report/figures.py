@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from qstar.evaluate.compare import Cell, Comparison
-from qstar.evaluate.plots import ASTAR_COLOUR, COLOURS, LINES, MARKERS, accuracy_figure, coverage_figure, save_png
+from qstar.evaluate.plots import (
+    ASTAR_COLOUR,
+    COLOURS,
+    LINES,
+    MARKERS,
+    accuracy_figure,
+    blank,
+    coverage_figure,
+    save_png,
+)
 from qstar.value.calibrate import Bin
 
 VARIABLES = {
@@ -180,15 +189,8 @@ def _colour(number: int) -> str:
 
 
 def _axes(height: float = SIZE[1]) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.grid(color="#DDDDDD", linewidth=0.6)
+    figure, axes = blank(SIZE[0], height)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 

@@ -199,7 +199,7 @@ class RunDirectory:
 
     def inputs(self, stages: Sequence[StageSpec]) -> dict[str, dict[str, Any]]:
         """Per stage, in order: the fields that it and the stages before it depend on, with their values."""
-        fields = {name: value for name, value in _flat(to_dict(self.config)) if name not in NEUTRAL}
+        fields = {name: value for name, value in flat(to_dict(self.config)) if name not in NEUTRAL}
         read: set[str] = set()
         inputs = {}
         for spec in stages:
@@ -344,10 +344,11 @@ def _read_json(path: Path, **types: type) -> dict[str, Any]:
     return data
 
 
-def _flat(data: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+def flat(data: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of nested data by their dotted names, in order."""
     for key, value in data.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{where}{key}.")
+            yield from flat(value, f"{where}{key}.")
         else:
             yield f"{where}{key}", value
 
