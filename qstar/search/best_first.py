@@ -12,9 +12,11 @@ admissible, and the first correct solution taken from the open list is the most 
 One open list per problem across all depths, ordered by (f, deeper first, sampled first). A finished solution enters it
 with h = -log V too; taking it out costs nothing and counts as finding it. The search goes on until the budget ends.
 Departures from textbook A*:
-    Successors are sampled, so an expanded state may have more of them. When the open list is empty and budget is left,
-    the state with the smallest f - log(probability that one more sample has a new meaning) is sampled again, which is
-    the f its unseen child would have if V did not change; new samples update the shares (see `node`).
+    Successors are sampled, half of `children` at first; the other half only if those disagree, since a state at which
+    the policy has one thing to say needs no more tokens. A state may have successors that were not sampled: it stays
+    as an entry whose f is that of an unseen child if V did not change, f - log(probability that one more sample has a
+    new meaning). With less than `children` samples it competes in the open list (partial expansion: Yoshizumi et al.
+    2000); later it is sampled again only when the open list is empty. New samples update the shares (see `node`).
     If half of the budget is gone and no solution has come up, the search dives: after each expansion it goes on from
     the new child with the smallest f, with a quarter of the candidates, until there is a solution. A budget too small
     for A* to reach the end thus still gives an answer; a sufficient one never dives.
@@ -38,8 +40,10 @@ def astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
     """Best-first search by f with the configured weights, until the budget is used."""
     open_list: list[_Entry] = [_entry(tree.root)]
     expanded: list[_Entry] = []
+    entered: set[int] = set()
     diving: Node | None = None
     solved = False
+    half = (config.children + 1) // 2
     while tree.spent < config.budget and (diving or open_list or expanded):
         node = diving or heappop(open_list or expanded)[-1]
         diving = None
@@ -47,9 +51,12 @@ def astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
             tree.take_up(node)
             continue
         starved = not solved and 2 * tree.spent >= config.budget
-        n = max(1, config.children // 4) if starved else config.children
-        (sampled,) = yield from expand(tree, [(node, n)], config, limits)
-        new = [child for child in sampled if child.order is None and (child.terminal or child.expandable)]
+        (sampled,) = yield from expand(tree, [(node, max(1, config.children // 4) if starved else half)], config, limits)
+        if len(sampled) > 1 and config.children > half and not starved:
+            (more,) = yield from expand(tree, [(node, config.children - half)], config, limits)
+            sampled = list(dict.fromkeys([*sampled, *more]))
+        new = [child for child in sampled if child.index not in entered and (child.terminal or child.expandable)]
+        entered.update(child.index for child in new)
         solved = solved or any(child.terminal for child in new)
         if starved and not solved and new:
             diving = min(new, key=_entry)
@@ -57,7 +64,8 @@ def astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
         for child in new:
             heappush(open_list, _entry(child))
         if node.expandable:
-            heappush(expanded, (node.f - math.log(node.unseen()), -node.depth, node.index, node))
+            again = (node.f - math.log(node.unseen()), -node.depth, node.index, node)
+            heappush(open_list if node.drawn < config.children else expanded, again)
 
 
 def _entry(node: Node) -> _Entry:

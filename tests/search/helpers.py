@@ -38,7 +38,13 @@ def search(mdp: ToyMDP, strategy: str, policy: Any = None, seed: int = 0, **conf
 def exact(mdp: ToyMDP, strategy: str = "astar", **config: Any) -> SearchResult:
     """Search with every action sampled at each expansion and the exact pi."""
     return search(
-        mdp, strategy, ToyPolicy(mdp, enumerate_actions=True), children=4, step_probability="text", budget=600, **config
+        mdp,
+        strategy,
+        ToyPolicy(mdp, enumerate_actions=True),
+        children=8,
+        step_probability="text",
+        budget=1200,
+        **config,
     )
 
 

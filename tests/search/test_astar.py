@@ -119,13 +119,24 @@ def test_a_search_short_of_budget_dives_to_an_answer() -> None:
     short = search(mdp, "astar", budget=90, children=8, max_depth=12)
     assert short.terminals
     sizes = [request_size(node) for node in short.tree.nodes if node.children]
-    assert (sizes[0], min(sizes)) == (8, 2)
+    assert sizes[0] == 4
+    assert 2 in sizes
     enough = search(mdp, "astar", budget=500, children=8, max_depth=12)
     assert any(correct(enough.tree, node) for node in enough.terminals)
-    # The root is sampled again with what is left at the end, and its last request is cut by the budget.
-    assert {request_size(node) for node in enough.tree.nodes if node.visits == 1} == {8}
+    # With budget enough nothing dives: states are sampled in halves of 4, the last one as far as the budget goes.
+    assert {request_size(node) for node in enough.tree.nodes if node.children} <= {3, 4}
+
+
+def test_a_state_with_one_thing_to_say_gets_half_of_the_samples() -> None:
+    mdp = ToyMDP({(): [("a u\n", 1.0)], ("a u\n",): [("b u\n", 0.5), ("c u\n", 0.5)]})
+    for step in ("b u\n", "c u\n"):
+        mdp.actions[("a u\n", step)] = [("#### 1\n", 1.0)]
+    first, second = ("", "a u")
+    tree = search(mdp, "astar", budget=24, children=8).tree
+    drawn = {node.step.text.strip() if node.step else "": node.drawn for node in tree.nodes}
+    assert (drawn[first], drawn[second]) == (4, 8)
 
 
 def request_size(node: Node) -> int:
-    """Candidates sampled at each expansion of a node expanded once."""
+    """Candidates sampled at each request for a node."""
     return node.drawn // node.visits
