@@ -51,7 +51,8 @@ def astar(tree: Tree, config: SearchConfig, limits: PolicyConfig) -> Search:
             tree.take_up(node)
             continue
         starved = not solved and 2 * tree.spent >= config.budget
-        (sampled,) = yield from expand(tree, [(node, max(1, config.children // 4) if starved else half)], config, limits)
+        first = max(1, config.children // 4) if starved else half
+        (sampled,) = yield from expand(tree, [(node, first)], config, limits)
         if len(sampled) > 1 and config.children > half and not starved:
             (more,) = yield from expand(tree, [(node, config.children - half)], config, limits)
             sampled = list(dict.fromkeys([*sampled, *more]))
