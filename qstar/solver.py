@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import gc
+import threading
 from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from qstar.config import PolicyConfig, RunConfig
 from qstar.errors import UserError
@@ -25,8 +24,9 @@ from qstar.grading.steps import equations
 from qstar.runs.directory import RunDirectory
 from qstar.search.ledger import Ledger
 from qstar.search.node import Tree
-from qstar.search.scheduler import SearchResult, SearchTask, rule_for, search_many
+from qstar.search.scheduler import SearchResult, SearchTask, check_search, rule_for, search_many
 from qstar.search.select import select
+from qstar.search.thread import SearchThread
 from qstar.types import Policy, Value
 
 
@@ -149,22 +149,31 @@ def load_models(model: Path, q: Path | None, config: PolicyConfig, device: str) 
     return policy, ValueModel.from_pretrained(q, dtype=config.dtype, device=device)
 
 
+@runtime_checkable
+class _Bounded(Protocol):
+    """A policy that knows beforehand which questions it cannot take."""
+
+    def check(self, question: str) -> None:
+        """Raise UserError for a question longer than the context."""
+        ...
+
+
 class Solver:
     """A policy, its values and the search settings of a run.
 
     The methods raise UserError for an unknown strategy, a budget below one step, an empty question, or one that is
     longer than the policy's context. strategy, budget: default to the run's; budget is in policy tokens a question.
 
-    `asolve` and `astream` are `solve` and `stream` for asyncio. They search in one thread of the solver's own, which
-    takes the steps of concurrent searches in turn; questions known together are faster through `solve_many`. A
-    cancelled search ends after the step in work. Do not call the other methods from elsewhere meanwhile.
+    `asolve` and `astream` are `solve` and `stream` for asyncio. Searches at work at the same time share one batch, in a
+    thread of the solver's own, and have the results they would have alone. A cancelled search ends after the step in
+    work. Do not call the other methods meanwhile.
     """
 
     def __init__(self, policy: Policy, value: Value | None, config: RunConfig) -> None:
         self.policy = policy
         self.value = value
         self.config = config
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="qstar-solver")
+        self._thread = SearchThread(policy, value, config.policy)
 
     @classmethod
     def load(cls, run: str | Path) -> Solver:
@@ -212,26 +221,54 @@ class Solver:
     def astream(
         self, question: str, *, strategy: str | None = None, budget: int | None = None, seed: int = 0
     ) -> AsyncGenerator[Progress, None]:
-        """`stream` without blocking the event loop. Call `aclose()` on it to end the search early."""
-        return self._aside(self._search([question], strategy, budget, seed, partial=True))
+        """`stream` without blocking the event loop. Call `aclose()` on it to end the search early.
 
-    async def _aside(self, results: Generator[Progress, None, None]) -> AsyncGenerator[Progress, None]:
-        step = functools.partial(next, results, None)
+        A report that is not `done` is no snapshot: its tree may have grown since.
+        """
+        config = self._configure([question], strategy, budget)
+        return self._follow(question, config, seed)
+
+    async def _follow(self, question: str, config: RunConfig, seed: int) -> AsyncGenerator[Progress, None]:
+        loop, left = asyncio.get_running_loop(), threading.Event()
+        reports: asyncio.Queue[SearchResult | Exception] = asyncio.Queue()
+
+        def report(result: SearchResult | Exception) -> None:
+            if not left.is_set():
+                loop.call_soon_threadsafe(reports.put_nowait, result)
+
+        task = SearchTask("0", question, search=config.search, seed=seed, cancelled=left.is_set)
+        self._thread.submit(task, report)
         try:
-            while (progress := await asyncio.get_running_loop().run_in_executor(self._thread, step)) is not None:
-                yield progress
+            done = False
+            while not done:
+                result = await reports.get()
+                if isinstance(result, Exception):
+                    raise result
+                done = result.done
+                yield Progress(result, config)
         finally:
-            # A cancelled step may still be running; behind it in the same thread, the search can be closed.
-            self._thread.submit(results.close)
+            left.set()
+
+    def check(self, question: str, *, strategy: str | None = None, budget: int | None = None) -> None:
+        """Raise UserError, as `solve` would, for a search that cannot be."""
+        self._configure([question], strategy, budget)
+
+    def _configure(self, questions: Sequence[str], strategy: str | None, budget: int | None) -> RunConfig:
+        """The run's settings with these changes, checked."""
+        for question in questions:
+            check_question(question)
+            if isinstance(self.policy, _Bounded):
+                self.policy.check(question)
+        given = {"strategy": strategy, "budget": budget}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        config = dataclasses.replace(self.config, search=dataclasses.replace(self.config.search, **changes))
+        check_search(config.search, config.policy)
+        return config
 
     def _search(
         self, questions: Sequence[str], strategy: str | None, budget: int | None, seed: int, *, partial: bool
     ) -> Generator[Progress, None, None]:
-        for question in questions:
-            check_question(question)
-        given = {"strategy": strategy, "budget": budget}
-        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        config = dataclasses.replace(self.config, search=dataclasses.replace(self.config.search, **changes))
+        config = self._configure(questions, strategy, budget)
         tasks = [SearchTask(str(index), question) for index, question in enumerate(questions)]
         results = search_many(
             tasks, self.policy, config.search, config.policy, seed=seed, value=self.value, partial=partial

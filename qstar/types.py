@@ -112,8 +112,9 @@ class Policy(Protocol):
     def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
         """Serve a queue of requests; yield each proposal as soon as it is complete, in any order.
 
-        The policy takes requests from the left whenever it has room. The caller may append to the queue between
-        two proposals, which keeps the batch full; the iterator ends when the queue is empty and nothing is in work.
+        The policy takes requests from the left whenever it has room, and `Proposal.request` is the very object it took.
+        The caller may append to the queue between two proposals, which keeps the batch full; the iterator ends when the
+        queue is empty and nothing is in work.
         """
         ...
 

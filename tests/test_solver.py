@@ -184,7 +184,7 @@ def test_async_gives_what_the_plain_methods_give() -> None:
 
 
 class Slow(ToyPolicy):
-    """Waits at its second proposal until let go, and says when its work has been closed."""
+    """Waits at its second proposal until let go, and says when it has no work left."""
 
     def __init__(self) -> None:
         super().__init__(HAND)
@@ -199,9 +199,8 @@ class Slow(ToyPolicy):
                     self.reached.set()
                     assert self.go.wait(10)
                 yield proposal
-        except GeneratorExit:
+        finally:
             self.closed.set()
-            raise
 
 
 def test_a_search_runs_beside_the_event_loop_and_a_cancelled_one_is_closed() -> None:
@@ -221,6 +220,45 @@ def test_a_search_runs_beside_the_event_loop_and_a_cancelled_one_is_closed() -> 
         assert (await one.asolve("q")).votes == solver().solve("q").votes
 
     asyncio.run(cancel())
+
+
+def test_concurrent_searches_share_a_batch() -> None:
+    policy = Slow()
+    one = solver(policy)
+
+    async def three() -> None:
+        tasks = [asyncio.create_task(one.asolve(question)) for question in "abc"]
+        while not policy.reached.is_set():
+            await asyncio.sleep(0.001)
+        policy.go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(three())
+    # The first question is far from done when the others join it.
+    assert {request.state.question for request in policy.served[:6]} == set("abc")
+
+
+class Broken(ToyPolicy):
+    """Breaks down while `broken`."""
+
+    broken = True
+
+    def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
+        if self.broken:
+            raise ValueError("no memory")
+        yield from super().propose(requests)
+
+
+def test_a_failure_reaches_every_search_in_work_and_ends_none_after_it() -> None:
+    policy = Broken(HAND)
+    one = solver(policy)
+
+    async def broken() -> list[Any]:
+        return await asyncio.gather(*(one.asolve(question) for question in "abc"), return_exceptions=True)
+
+    assert [str(error) for error in asyncio.run(broken())] == ["no memory"] * 3
+    policy.broken = False
+    assert [solution.votes for solution in asyncio.run(broken())] == [solver().solve(q).votes for q in "abc"]
 
 
 def test_async_refuses_wrong_input_before_anything_runs() -> None:

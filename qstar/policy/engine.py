@@ -147,6 +147,15 @@ class LanguageModelPolicy:
         finally:
             self._stores.append(work.store)
 
+    def check(self, question: str) -> None:
+        """Raise UserError for a question longer than the model's context."""
+        length = len(self._prompt(question))
+        if length >= self.context:
+            raise UserError(
+                f"the question starting {question[:40]!r} has {length} tokens; the model's context is {self.context}: "
+                "drop the question or use a model with a longer context"
+            )
+
     def _new_store(self) -> RowStore:
         rows = self.config.batch_rows
         return RowStore(
@@ -169,12 +178,8 @@ class LanguageModelPolicy:
         taken = sum(row is not None for row in work.rows) + len(work.waiting)
         while requests and taken < self.config.batch_rows:
             request = requests[0]
+            self.check(request.state.question)
             prompt = self._prompt(request.state.question)
-            if len(prompt) >= self.context:
-                raise UserError(
-                    f"the question starting {request.state.question[:40]!r} has {len(prompt)} tokens; the model's "
-                    f"context is {self.context}: drop the question or use a model with a longer context"
-                )
             chain: list[Sequence[int]] = [prompt, *(step.token_ids for step in request.state.steps if step.token_ids)]
             node = self.cache.find(chain)
             held = len(node.path()) if node else 0

@@ -29,12 +29,19 @@ Verify = Callable[[Tree, Node], bool]
 
 @dataclass(frozen=True)
 class SearchTask:
-    """A problem to search. With `verify`, the search stops once `stop_after` terminal nodes pass it."""
+    """A problem to search. With `verify`, the search stops once `stop_after` terminal nodes pass it.
+
+    search, seed: its own settings, in place of those of the call; `search` must have passed `check_search`.
+    cancelled: asked between two steps of the search; when true, the search ends there with an error.
+    """
 
     problem_id: str
     question: str
     verify: Verify | None = None
     stop_after: int | None = None
+    search: SearchConfig | None = None
+    seed: int | None = None
+    cancelled: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class SearchResult:
     terminals: complete solutions in the order they came up. error: why it ended early.
     """
 
+    task: SearchTask
     problem_id: str
     question: str
     strategy: str
@@ -59,11 +67,12 @@ class _Running:
     """A search in flight. `answers` has a place for each request it waits for."""
 
     task: SearchTask
+    config: SearchConfig
     tree: Tree
     search: Search
     started: float
     requests: list[Request] = field(default_factory=list)
-    answers: dict[int, Proposal] = field(default_factory=dict)
+    answers: dict[int, Proposal] = field(default_factory=dict)  # by the id() of the request
     ledger: Ledger = field(default_factory=Ledger)
     seen: int = 1
     verified: int = 0
@@ -86,8 +95,9 @@ def search_many(
     With `value`, the states after new steps (of whole solutions: their ends) are scored by it; otherwise candidates
     carry V on their steps. A problem with bad values or proposals ends with `error` set; the others go on.
 
-    Raises UserError at once for an unknown strategy, a budget smaller than one step, or concurrency below 1, and while
-    iterating for two tasks with one problem id.
+    `tasks` is asked for more whenever there is room, also after it had none; the iterator returned ends when nothing
+    is in work and `tasks` has none. Raises UserError at once for an unknown strategy, a budget smaller than one step,
+    or concurrency below 1.
     """
     check_search(config, limits)
     if concurrency < 1:
@@ -120,10 +130,10 @@ class _Scheduler:
     ) -> None:
         self.policy, self.config, self.limits, self.seed, self.value = policy, config, limits, seed, value
         self.partial = partial
-        self.strategy = STRATEGIES[config.strategy]
         self.queue: deque[Request] = deque()
-        self.waiting: dict[int, _Running] = {}  # by the seed of a request not yet answered
-        self.running: dict[str, _Running] = {}  # by problem id
+        # By the id() of a request not yet answered: two searches may ask equal questions with equal seeds.
+        self.waiting: dict[int, _Running] = {}
+        self.running: dict[int, _Running] = {}  # by id()
         self.results: deque[SearchResult] = deque()
 
     def run(self, tasks: Iterator[SearchTask], concurrency: int) -> Iterator[SearchResult]:
@@ -150,17 +160,16 @@ class _Scheduler:
 
     def _fill(self, tasks: Iterator[SearchTask], concurrency: int) -> None:
         while len(self.running) < concurrency and (task := next(tasks, None)) is not None:
-            if task.problem_id in self.running:
-                raise UserError(f"two tasks have the problem id {task.problem_id!r}; give each its own")
-            tree = Tree(task.problem_id, task.question, self.config.strategy, self.seed)
-            search = self.strategy.run(tree, self.config, self.limits)
-            running = _Running(task, tree, search, time.perf_counter())
-            self.running[task.problem_id] = running
+            config = task.search or self.config
+            tree = Tree(task.problem_id, task.question, config.strategy, self.seed if task.seed is None else task.seed)
+            search = STRATEGIES[config.strategy].run(tree, config, self.limits)
+            running = _Running(task, config, tree, search, time.perf_counter())
+            self.running[id(running)] = running
             self._advance(running, None)
 
     def _receive(self, proposal: Proposal) -> None:
         """Keep a proposal; wake its strategy when it was the last one missing."""
-        running = self.waiting.pop(proposal.request.seed, None)
+        running = self.waiting.pop(id(proposal.request), None)
         if running is None:
             return  # Its problem has ended with an error meanwhile.
         spent = sum(candidate.tokens for candidate in proposal.candidates)
@@ -170,13 +179,18 @@ class _Scheduler:
         except SearchError as error:
             self._finish(running, str(error))
             return
-        running.answers[proposal.request.seed] = proposal
+        running.answers[id(proposal.request)] = proposal
         if len(running.answers) == len(running.requests):
-            answers = [running.answers[request.seed] for request in running.requests]
+            answers = [running.answers[id(request)] for request in running.requests]
             self._advance(running, answers)
 
     def _advance(self, running: _Running, answers: list[Proposal] | None) -> None:
-        """Let the strategy go on to its next requests; finish it when it is done or has enough verified traces."""
+        """Let the strategy go on to its next requests; finish it when it is done, cancelled, or has enough verified
+        traces."""
+        if running.task.cancelled is not None and running.task.cancelled():
+            running.search.close()
+            self._finish(running, "cancelled")
+            return
         try:
             requests = next(running.search) if answers is None else running.search.send(answers)
         except StopIteration:
@@ -187,7 +201,7 @@ class _Scheduler:
             self._finish(running, None)
             return
         running.requests, running.answers = requests, {}
-        self.waiting.update((request.seed, running) for request in requests)
+        self.waiting.update((id(request), running) for request in requests)
         self.queue.extend(requests)
         if self.partial:
             self._report(running, None, done=False)
@@ -202,8 +216,8 @@ class _Scheduler:
 
     def _finish(self, running: _Running, error: str | None) -> None:
         for request in running.requests:
-            self.waiting.pop(request.seed, None)
-        del self.running[running.task.problem_id]
+            self.waiting.pop(id(request), None)
+        del self.running[id(running)]
         self._report(running, error, done=True)
 
     def _report(self, running: _Running, error: str | None, *, done: bool) -> None:
@@ -211,14 +225,23 @@ class _Scheduler:
         ledger = running.ledger + Ledger(expansions=tree.expansions, nodes=len(tree.nodes), seconds=seconds)
         self.results.append(
             SearchResult(
-                tree.problem_id, tree.question, self.config.strategy, tree, ledger, tree.terminals, error, done
+                running.task,
+                tree.problem_id,
+                tree.question,
+                running.config.strategy,
+                tree,
+                ledger,
+                tree.terminals,
+                error,
+                done,
             )
         )
 
     def _with_values(self, running: _Running, proposal: Proposal) -> Proposal:
         """Values on the steps that end a candidate: from the value model if there is one, and checked."""
-        candidates = list(proposal.candidates)
-        if self.value is not None and self.strategy.needs_value:
+        candidates, strategy = list(proposal.candidates), running.config.strategy
+        needs_value = STRATEGIES[strategy].needs_value
+        if self.value is not None and needs_value:
             places = [i for i, candidate in enumerate(candidates) if candidate.finish != "length"]
             before = self.value.tokens_encoded
             values = self.value.score([_end(proposal.request, candidates[i]) for i in places]) if places else []
@@ -232,8 +255,8 @@ class _Scheduler:
                 # Comparisons with NaN are false, so this refuses it too.
                 if step.value is not None and not 0 <= step.value <= 1:
                     raise SearchError(f"the value {step.value} of a state is not a probability")
-            if self.strategy.needs_value and candidate.finish != "length" and candidate.steps[-1].value is None:
-                raise SearchError(f"strategy {self.config.strategy} needs values, and a state came without one")
+            if needs_value and candidate.finish != "length" and candidate.steps[-1].value is None:
+                raise SearchError(f"strategy {strategy} needs values, and a state came without one")
         return dataclasses.replace(proposal, candidates=tuple(candidates))
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from tests.search.helpers import HAND, LIMITS, correct
 from tests.toy import ToyMDP, ToyPolicy, ToyValue
 
 TASKS = [SearchTask(f"p{i}", f"q{i}") for i in range(12)]
+CONFIG, SEED = SearchConfig(budget=80, children=4, beam_width=2), 3
 
 
 class ShuffledPolicy(ToyPolicy):
@@ -38,8 +40,8 @@ class ShuffledPolicy(ToyPolicy):
 
 
 def run(policy: Any, tasks: list[SearchTask], concurrency: int = 64, **options: Any) -> dict[str, SearchResult]:
-    config = SearchConfig(strategy=options.pop("strategy", "astar"), budget=80, children=4, beam_width=2)
-    results = search_many(tasks, policy, config, LIMITS, seed=3, concurrency=concurrency, **options)
+    config = dataclasses.replace(CONFIG, strategy=options.pop("strategy", "astar"))
+    results = search_many(tasks, policy, config, LIMITS, seed=SEED, concurrency=concurrency, **options)
     return {result.problem_id: result for result in results}
 
 
@@ -146,5 +148,29 @@ def test_wrong_settings_are_refused_at_once() -> None:
         search_many([], ToyPolicy(HAND), SearchConfig(budget=5), LIMITS, seed=0)
     with pytest.raises(UserError, match="concurrency"):
         search_many([], ToyPolicy(HAND), SearchConfig(), LIMITS, seed=0, concurrency=0)
-    with pytest.raises(UserError, match="problem id 'p0'"):
-        list(search_many([TASKS[0], TASKS[0]], ToyPolicy(HAND), SearchConfig(), LIMITS, seed=0))
+
+
+def test_equal_tasks_side_by_side_do_not_mix_up() -> None:
+    alone = run(ToyPolicy(HAND), TASKS[:1])["p0"]
+    twice = list(search_many([TASKS[0], TASKS[0]], ShuffledPolicy(HAND), CONFIG, LIMITS, seed=SEED))
+    assert [result.tree.to_json() for result in twice] == [alone.tree.to_json()] * 2
+
+
+def test_a_task_may_have_settings_of_its_own() -> None:
+    own = SearchTask("p1", "q1", search=dataclasses.replace(CONFIG, strategy="majority", budget=40), seed=5)
+    both = {r.problem_id: r for r in search_many([TASKS[0], own], ToyPolicy(HAND), CONFIG, LIMITS, seed=SEED)}
+    assert both["p0"].tree.to_json() == run(ToyPolicy(HAND), TASKS[:1])["p0"].tree.to_json()
+    plain = dataclasses.replace(own, search=None, seed=None)
+    assert own.search is not None
+    (alone,) = search_many([plain], ToyPolicy(HAND), own.search, LIMITS, seed=5)
+    assert both["p1"].tree.to_json() == alone.tree.to_json()
+    assert both["p1"].strategy == "majority"
+
+
+def test_a_cancelled_search_ends_between_two_steps() -> None:
+    asked = iter([False, False, True])
+    task = SearchTask("p1", "q1", cancelled=lambda: next(asked))
+    results = {r.problem_id: r for r in search_many([TASKS[0], task], ToyPolicy(HAND), CONFIG, LIMITS, seed=SEED)}
+    assert results["p0"].error is None
+    assert results["p1"].error == "cancelled"
+    assert 0 < results["p1"].ledger.policy_tokens < results["p0"].ledger.policy_tokens
