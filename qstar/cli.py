@@ -256,7 +256,7 @@ def _share(text: str) -> float:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     """The configuration a verb was given: of a YAML file, or of a run directory in the place where it lies now."""
-    from qstar.config import load_config
+    from qstar.config_load import load_config
     from qstar.runs.directory import RunDirectory
 
     if args.config is None or not args.config.is_dir():

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from qstar.cli import main, parser
-from qstar.config import RunConfig, SearchConfig, to_dict
+from qstar.config import RunConfig, SearchConfig
+from qstar.config_load import to_dict
 from qstar.search import STRATEGIES
 from qstar.solver import Solver
 from qstar.types import Proposal, Request

@@ -25,7 +25,8 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from qstar.config import PolicyConfig, RunConfig, SearchConfig, to_dict
+from qstar.config import PolicyConfig, RunConfig, SearchConfig
+from qstar.config_load import to_dict
 from qstar.errors import UserError
 from qstar.evaluate.stats import CoveragePoint, bootstrap_interval, coverage_curve, discordant, mcnemar
 from qstar.grading.answer import fraction_text, grade

@@ -33,7 +33,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from qstar.config import RunConfig, load_config, to_dict
+from qstar.config import RunConfig
+from qstar.config_load import load_config, to_dict
 from qstar.errors import UserError
 from qstar.runs.files import write_json, write_text
 from qstar.runs.journal import Journal, count_rows
