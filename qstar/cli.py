@@ -226,7 +226,17 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--scorer", type=Path, metavar="FILE", help="audit.json of a run of generated problems, to judge traces by"
     )
-    verb("env", "print versions and hardware for a bug report", _env)
+    env = verb("env", "print versions and hardware for a bug report", _env, "qstar env", "qstar env --json")
+    env.add_argument("--json", action="store_true", help="print JSON for programs")
+    completion = verb(
+        "completion",
+        "print a script that completes commands in a shell",
+        _completion,
+        "qstar completion bash > ~/.local/share/bash-completion/completions/qstar",
+        "qstar completion zsh > ~/.zfunc/_qstar                   (with ~/.zfunc in fpath, before compinit)",
+        "qstar completion fish > ~/.config/fish/completions/qstar.fish",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
 
 
@@ -356,9 +366,16 @@ def _audit(args: argparse.Namespace) -> None:
 
 
 def _env(args: argparse.Namespace) -> None:
-    from qstar.runs.directory import versions
+    from qstar.runs.environment import environment, lines
 
-    print(json.dumps(versions(), indent=2))
+    found = environment()
+    print(json.dumps(found, indent=2) if args.json else "\n".join(lines(found)))
+
+
+def _completion(args: argparse.Namespace) -> None:
+    from qstar.completion import script
+
+    print(script(parser(), args.shell))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

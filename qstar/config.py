@@ -267,6 +267,8 @@ class RunConfig:
     out: str = "runs"
     """Folder that holds run folders."""
     seed: int = 0
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Experiment tracker; the figures are also in `metrics.jsonl` of every stage."""
     data: DataConfig = field(default_factory=DataConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: SftConfig = field(default_factory=SftConfig)

@@ -28,6 +28,7 @@ from qstar.runs.directory import RunDirectory, Stage, StageSpec
 from qstar.runs.files import write_json
 from qstar.runs.journal import Journal
 from qstar.runs.team import Team
+from qstar.runs.tracking import Tracking
 from qstar.trace import Trace
 
 if TYPE_CHECKING:
@@ -66,6 +67,11 @@ class Run:
         On the others it repeats what it has seen, and a Q head would learn from that what does not hold elsewhere.
         """
         return sorted(self.train, key=lambda problem: problem.steps is not None)
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        """Where figures go. Raises UserError if the tracker is not installed."""
+        return Tracking(self.directory.path, self.config.report_to)
 
     @cached_property
     def device(self) -> str:
@@ -206,7 +212,9 @@ def sft(run: Run, stage: Stage) -> dict[str, Any]:
         seed=config.seed,
         revision=config.policy.revision,
     )
-    return _train(run, stage.path / "model", model, tokenizer, student_examples(run.train, []), config.sft)
+    examples = student_examples(run.train, [])
+    tracking = run.tracking.training("sft", stage.path)
+    return _train(run, stage.path / "model", model, tokenizer, examples, config.sft, tracking=tracking)
 
 
 def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
@@ -249,18 +257,19 @@ def train_q(run: Run, stage: Stage) -> dict[str, Any]:
 
     config = run.config
     model = load_causal_lm(str(run.teacher_path), dtype=config.policy.dtype, device=run.device)
-    report = train_value(
-        model,
-        load_tokenizer(str(run.teacher_path)),
-        list(run.traces("rollout", "train.jsonl")),
-        config.value,
-        dev_traces=list(run.traces("rollout", "dev.jsonl")),
-        seed=config.seed,
-        device=run.device,
-        directory=stage.path / "q",
-        base_revision=run.revision,
-    )
-    return report
+    with run.tracking.log("train-q", stage.path) as log:
+        return train_value(
+            model,
+            load_tokenizer(str(run.teacher_path)),
+            list(run.traces("rollout", "train.jsonl")),
+            config.value,
+            dev_traces=list(run.traces("rollout", "dev.jsonl")),
+            seed=config.seed,
+            device=run.device,
+            directory=stage.path / "q",
+            base_revision=run.revision,
+            on_epoch=lambda figures: log(figures["epoch"], figures),
+        )
 
 
 def search(run: Run, stage: Stage) -> dict[str, Any]:
@@ -327,15 +336,17 @@ def distill(run: Run, stage: Stage) -> dict[str, Any]:
         on_policy = name == "student" and config.method == "on-policy"
         if name == "baseline" and config.method == "on-policy":
             epochs += config.on_policy.steps * config.sft.batch_size / len(examples)
+        folder = f"{name}-sft" if on_policy else name
         trained = _train(
             run,
-            stage.path / (f"{name}-sft" if on_policy else name),
+            stage.path / folder,
             model,
             tokenizer,
             examples,
             dataclasses.replace(config.sft, epochs=epochs),
             frequency_aware=config.loss == "frequency",
             lora_rank=config.lora_rank,
+            tracking=run.tracking.training(folder, stage.path),
         )
         metrics |= {f"{name}_{key}": value for key, value in trained.items()}
         if on_policy:
@@ -391,6 +402,7 @@ def _on_policy(run: Run, stage: Stage, model: Any, tokenizer: Any) -> dict[str, 
         directory=stage.path / "student",
         seed=run.config.seed,
         device=run.device,
+        tracking=run.tracking.training("student", stage.path),
     )
     return {"on_policy_steps": report.steps, "on_policy_loss": report.losses[-1][1] if report.losses else None}
 

@@ -39,8 +39,8 @@ from qstar.errors import UserError
 from qstar.runs.files import write_json, write_text
 from qstar.runs.journal import Journal, count_rows
 
-NEUTRAL = {"name", "out", "policy.batch_rows", "policy.cache_megabytes", "policy.device"}
-"""Fields that say where and how fast a run works, not what it computes."""
+NEUTRAL = {"name", "out", "report_to", "policy.batch_rows", "policy.cache_megabytes", "policy.device"}
+"""Fields that say where and how fast a run works and who hears of it, not what it computes."""
 
 SMALL_FILE = 50_000_000
 """Bytes up to which a manifest holds a file's SHA-256; of a larger one it holds the size only."""
