@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--split", choices=("train", "dev"), default="dev", help="problems to search (default: dev)")
     search.add_argument("--problems", type=_positive, metavar="N", help="only the first N problems")
     search.add_argument("--explain", action="store_true", help="print why each node was expanded")
+    _policy_arguments(search)
     search.add_argument("--to", type=Path, help="journal file (default: in RUN/searches/)")
 
     solve = verb(
@@ -123,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     solve.add_argument("--strategy", metavar="NAME", help="see `qstar search --help` (default: the run's)")
     solve.add_argument("--budget", type=_positive, help="policy tokens to spend (default: the run's search.budget)")
     solve.add_argument("--seed", type=int, default=0, help="another seed draws other steps (default: 0)")
+    _policy_arguments(solve)
     solve.add_argument("--json", action="store_true", help="print JSON for programs")
     solve.add_argument(
         "--trace",
@@ -164,9 +166,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--abstain-below", type=_share, metavar="P", help="also show what giving no answer below this confidence does"
     )
-    evaluate.add_argument(
-        "--calculator", choices=("off", "assist", "prune"), help="in place of the run's policy.calculator"
-    )
+    _policy_arguments(evaluate)
     evaluate.add_argument("--sweep", action="store_true", help="A* under several weights of f and step costs, on dev")
 
     view = verb(
@@ -251,6 +251,21 @@ def _run_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, help="a run directory, for instance runs/quickstart")
 
 
+def _policy_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--calculator", choices=("off", "assist", "prune"), help="in place of the run's policy.calculator")
+    sub.add_argument(
+        "--remote",
+        nargs=2,
+        metavar=("URL", "MODEL"),
+        help="sample steps with MODEL on an OpenAI-compatible server, such as http://127.0.0.1:8000/v1",
+    )
+
+
+def _policy_changes(args: argparse.Namespace) -> dict[str, str | None]:
+    url, model = args.remote or (None, None)
+    return {"calculator": args.calculator, "remote": url, "remote_model": model}
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
@@ -297,14 +312,30 @@ def _stage(args: argparse.Namespace) -> None:
 def _search(args: argparse.Namespace) -> None:
     from qstar.commands import search_run
 
-    search_run(args.run, args.strategy, args.budget, args.split, args.problems, explain_nodes=args.explain, to=args.to)
+    search_run(
+        args.run,
+        args.strategy,
+        args.budget,
+        args.split,
+        args.problems,
+        explain_nodes=args.explain,
+        to=args.to,
+        **_policy_changes(args),
+    )
 
 
 def _solve(args: argparse.Namespace) -> int | None:
     from qstar.commands import solve_questions
 
     interrupted = solve_questions(
-        args.question, args.model, args.strategy, args.budget, args.seed, as_json=args.json, trace=args.trace
+        args.question,
+        args.model,
+        args.strategy,
+        args.budget,
+        args.seed,
+        as_json=args.json,
+        trace=args.trace,
+        **_policy_changes(args),
     )
     return INTERRUPTED if interrupted else None
 
@@ -326,9 +357,12 @@ def _eval(args: argparse.Namespace) -> None:
             f"--budgets {args.budgets!r} must be whole numbers separated by commas, such as 256,512"
         ) from None
     if not args.sweep:
-        evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below, args.calculator)
-    elif args.split == "test" or strategies or args.calculator:
-        raise UserError("--sweep compares settings of A* on dev: leave out --strategies, --calculator and --split test")
+        changes = _policy_changes(args)
+        evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below, **changes)
+    elif args.split == "test" or strategies or args.calculator or args.remote:
+        raise UserError(
+            "--sweep compares settings of A* on dev: leave out --strategies, --calculator, --remote and --split test"
+        )
     else:
         sweep_run(args.run, budgets, args.problems)
 

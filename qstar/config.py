@@ -94,6 +94,13 @@ class PolicyConfig:
     """Continuations decoded at once."""
     cache_megabytes: int = 2048
     """Budget for cached prefixes; the least recently used goes first."""
+    remote: str | None = None
+    """URL of an OpenAI-compatible server that samples the steps, such as http://127.0.0.1:8000/v1 (null: this machine).
+    Its API key is read from the environment variable QSTAR_API_KEY."""
+    remote_model: str | None = None
+    """Name of the policy on that server."""
+    remote_calls: int = 32
+    """Calls to the server at once."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -161,7 +162,7 @@ _LEAST: dict[int, tuple[str, ...]] = {
     2: ("policy.max_step_tokens",),
     1: (
         "data.generator.test",
-        *(f"policy.{name}" for name in ("top_k", "max_steps", "batch_rows")),
+        *(f"policy.{name}" for name in ("top_k", "max_steps", "batch_rows", "remote_calls")),
         "rollout.samples",
         *(f"search.{name}" for name in ("budget", "children", "beam_width")),
         *(f"traces.{name}" for name in ("per_problem", "wordings", "tokens")),
@@ -191,12 +192,20 @@ def check_ranges(config: RunConfig) -> None:
     generator, divergence = c.data.generator, c.student.on_policy.divergence
     operations = 2 <= generator.min_operations <= generator.max_operations <= 8
     budgets = bool(c.eval.budgets) and min(c.eval.budgets) >= 1
+    remote, local = c.policy.remote, c.policy.remote is None
     rules: list[tuple[str, bool, str]] = [
         ("seed", 0 <= c.seed < 2**63, "from 0 to 2**63 - 1"),
         ("data.dev_percent", 1 <= c.data.dev_percent <= 50, "from 1 to 50"),
         ("data.generator.min_operations", operations, "2 <= min <= max <= 8"),
         ("data.generator.stories", 1 <= generator.stories <= 10, "from 1 to 10"),
         ("policy.temperature", 0 < c.policy.temperature <= 5, "above 0 and at most 5"),
+        ("policy.remote", local or _is_server(remote), "http://HOST:PORT/v1 or https://HOST/v1, without a password"),
+        ("policy.remote_model", local == (c.policy.remote_model is None), "given with policy.remote, and only then"),
+        (
+            "policy.calculator",
+            local or c.policy.calculator != "assist",
+            "off or prune with policy.remote, because a server does not let numbers be put in place while it samples",
+        ),
         ("student.on_policy.divergence", 0 <= divergence <= 1, "from 0 to 1"),
         ("eval.budgets", budgets, "one or more budgets of at least 1"),
         ("eval.strategies", bool(c.eval.strategies), "one or more strategies"),
@@ -209,6 +218,24 @@ def check_ranges(config: RunConfig) -> None:
     for name, fine, rule in rules:
         if not fine:
             raise UserError(f"{name} is {_shown(_field(c, name))}; it must be {rule}")
+
+
+def with_policy(config: RunConfig, **changes: Any) -> RunConfig:
+    """The configuration with other fields of `policy`; None keeps a field. Raises UserError for a wrong value."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    changed = dataclasses.replace(config, policy=dataclasses.replace(config.policy, **given))
+    check_ranges(changed)
+    return changed
+
+
+def _is_server(url: str | None) -> bool:
+    try:
+        parts = urlsplit(url or "")
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+        )
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _field(config: RunConfig, name: str) -> Any:

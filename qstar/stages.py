@@ -30,6 +30,7 @@ from qstar.runs.journal import Journal
 from qstar.runs.team import Team
 from qstar.runs.tracking import Tracking
 from qstar.trace import Trace
+from qstar.types import derive_seed
 
 if TYPE_CHECKING:
     from qstar.distill.card import Provenance
@@ -91,6 +92,12 @@ class Run:
 
         return model_revision(str(self.teacher_path))
 
+    @property
+    def sampler(self) -> str:
+        """Names the model that samples: the policy's content revision, or 12 hex digits for one on a server."""
+        name = self.config.policy.remote_model
+        return self.revision if name is None else f"{derive_seed(self.revision, name):016x}"[:12]
+
     @cached_property
     def q_revision(self) -> str:
         """Content revision of the Q head."""
@@ -101,7 +108,7 @@ class Run:
     @property
     def revisions(self) -> str:
         """Of policy and Q head, as part of a file name: results of other models are never taken for theirs."""
-        return f"{self.revision[:8]}-{self.q_revision[:8]}"
+        return f"{self.sampler[:8]}-{self.q_revision[:8]}"
 
     def models(self, *, with_value: bool) -> tuple[Any, Any]:
         """The policy and, for a separate trunk, the value model (else None: the policy's head gives the values)."""
@@ -130,7 +137,7 @@ class Run:
             "file": (Path(config.data.path or "").name, "other"),
         }[config.data.source]
         return Provenance(
-            policy=self.revision,
+            policy=self.sampler,
             q=self.q_revision,
             strategy=config.search.strategy,
             budget=config.traces.budget,
@@ -235,7 +242,7 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
                 samples=samples,
                 max_tokens=config.rollout.max_tokens,
                 seed=config.seed,
-                revision=run.revision,
+                revision=run.sampler,
                 label=f"rollouts on {split}",
             )
             journal.sort()
@@ -290,7 +297,7 @@ def search(run: Run, stage: Stage) -> dict[str, Any]:
             journal,
             per_problem=config.traces.per_problem,
             seed=config.seed,
-            revision=run.revision,
+            revision=run.sampler,
         )
         journal.sort()
         rows = list(journal)
@@ -371,8 +378,9 @@ def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
     }
     policy, value = run.models(with_value=True)
     comparison = compare(problems, policy, value, config, strategies=config.eval.strategies, name="policy", **settings)
+    here = dataclasses.replace(config.policy, remote=None, remote_model=None)  # a server has the policy alone
     for name in ("baseline", "student"):
-        model, _ = load_models(run.directory.stage("distill").path / name, None, config.policy, run.device)
+        model, _ = load_models(run.directory.stage("distill").path / name, None, here, run.device)
         comparison += compare(problems, model, None, config, strategies=("greedy",), name=name, **settings)
     write_json(stage.path / "comparison.json", comparison.to_json())
     Console().print(accuracy_table(comparison))
