@@ -265,9 +265,10 @@ def _read(answer: Any, n: int, cap: int) -> _Answer:
     sampled = [_read_choice(choice) for choice in choices]
     # Some servers do not list the token that ends a text, but all count it.
     hidden = total - sum(one.tokens for one in sampled)
-    for i, one in enumerate(sampled):
-        extra = max(0, min(hidden, cap - one.tokens))
-        sampled[i], hidden = one._replace(tokens=one.tokens + extra), hidden - extra
+    while hidden > 0 and (room := [i for i, one in enumerate(sampled) if one.tokens < cap][:hidden]):
+        for i in room:
+            sampled[i] = sampled[i]._replace(tokens=sampled[i].tokens + 1)
+        hidden -= len(room)
     if hidden or any(one.tokens > cap for one in sampled):
         raise _WrongAnswerError(f"counts {total} tokens where at most {cap} for each of {len(sampled)} were asked")
     return _Answer(sampled, prompt - cached, cached)

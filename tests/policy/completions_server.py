@@ -40,9 +40,10 @@ def tokens_of(text: str) -> list[str]:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """faults: used up one per call, before it is answered. change: applied to every answer.
+    """faults: used up one per call, before it is answered. change: applied to every answer. dies: whether to drop this
+    call and all later ones.
 
-    seen: (path, headers, body) of every call. most: calls in work at once, at most. limit: calls after which it dies.
+    seen: (path, headers, body) of every call. most: calls in work at once, at most.
     """
 
     daemon_threads = True
@@ -56,15 +57,12 @@ class Server(http.server.ThreadingHTTPServer):
         self.seen: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.lock, self.work, self.most = threading.Lock(), 0, 0
         self.pause = 0.0
-        self.limit: int | None = None
+        self.dies: Callable[[], bool] = lambda: False
+        self.dead = False
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    @property
-    def dead(self) -> bool:
-        return self.limit is not None and len(self.seen) > self.limit
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that left, or a fault."""
@@ -77,7 +75,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
-    def do_POST(self) -> None:  # noqa: N802  (the name that http.server calls)
+    def do_POST(self) -> None:
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
@@ -86,7 +84,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.most = max(server.most, server.work)
             fault = server.faults.pop(0) if server.faults else None
         try:
-            if server.dead:
+            if server.dead or server.dies():
+                server.dead = True
                 self.drop()
                 return
             time.sleep(server.pause)

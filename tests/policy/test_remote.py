@@ -83,7 +83,7 @@ def test_candidates_are_steps_with_log_probability_and_cost(server: Server) -> N
         c == Candidate((Step(c.steps[0].text, (), pytest.approx(-0.5)),), "step", 3) for c in proposal.candidates
     )
     prompt = "Question: q\nAnswer:\n"
-    assert (proposal.prompt_tokens, proposal.cached_tokens) == (2, 2)  # the server counts 4 and caches 2
+    assert (proposal.prompt_tokens, proposal.cached_tokens) == (3, 2)  # the server counts 5 and caches 2
     ((path, _, body),) = server.seen
     assert path == "/v1/completions"
     asked = {"model": "toy", "prompt": prompt, "n": 5, "max_tokens": 6, "temperature": 1.0, "top_k": 64, "stop": ["\n"]}
@@ -217,7 +217,6 @@ def test_a_search_over_a_server_finds_the_answer_within_its_budget(server: Serve
         assert result.error is None
         assert select(result.tree, "mass").answer == "1"
         assert 0 < result.ledger.policy_tokens <= 200
-        assert result.ledger.policy_tokens % 3 == 0
 
 
 # A server that misbehaves
@@ -412,11 +411,16 @@ def test_a_run_follows_its_server_to_another_place_but_not_to_another_model(tmp_
 
 
 def sums(prompt: str, seed: int) -> tuple[str, float]:
-    """Steps of the problems of `tests.tiny_run`, most of them right."""
+    """Steps of the problems of `tests.tiny_run`; one answer in four is wrong."""
     question, _, solution = prompt.partition("Answer:\n")
-    a, b, c = (int(word) for word in question.replace("?", "").split() if word.isdigit())
+    a, b, c = (int(word) for word in question.replace(".", "").split() if word.isdigit())
     lines = [f"{a} + {b} = {a + b}\n", f"{a + b} + {c} = {a + b + c}\n", f"#### {a + b + c + (seed % 4 == 0)}\n"]
     return lines[min(2, solution.count("\n"))], -0.2
+
+
+def right(prompt: str, seed: int) -> tuple[str, float]:
+    """The same without wrong answers."""
+    return sums(prompt, 1)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -428,18 +432,18 @@ def test_a_server_that_dies_leaves_a_search_that_continues(workplace: Path, caps
     port, journal = free_port(), workplace / "trees.jsonl"
     command = ["search", "runs/tiny", "--split", "train", "--problems", "30", "--to", "trees.jsonl"]
     command += ["--calculator", "off", "--remote", f"http://127.0.0.1:{port}/v1", "toy"]
-    with serving(sums, port) as server:
-        server.limit = 60
+    with serving(right, port) as server:
+        server.dies = lambda: journal.exists() and len(rows(journal)) >= 3
         assert main(command) == 1
     assert f"qstar: the server at 127.0.0.1:{port} failed" in capsys.readouterr().err
     kept = rows(journal)
-    with serving(sums, port):
+    with serving(right, port):
         assert main(command) == 0
     finished = {row["key"]: row for row in rows(journal)}
     assert 0 < len(kept) < len(finished) == 30
     assert all(finished[row["key"]] == row for row in kept)
     assert all(row["error"] is None and row["tree"]["nodes"][1]["value"] is not None for row in finished.values())
-    assert sum(row["status"] == "correct" for row in finished.values()) > 20
+    assert all(row["status"] == "correct" for row in finished.values())
     assert main([*command[:-1], "other"]) == 1
     assert "was written with other models or settings" in capsys.readouterr().err
 
@@ -447,7 +451,7 @@ def test_a_server_that_dies_leaves_a_search_that_continues(workplace: Path, caps
 @pytest.mark.timeout(600)
 def test_solve_and_eval_sample_on_the_server(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     question = "Ann has 1 pens, finds 2 and buys 1. How many pens?"
-    with serving(sums) as server:
+    with serving(right) as server:
         place = ["--calculator", "off", "--remote", server.url, "toy"]
         assert main(["solve", question, "--model", "runs/tiny", "--json", *place]) == 0
         solution = json.loads(capsys.readouterr().out)
@@ -470,7 +474,7 @@ def test_the_loop_samples_on_the_server_and_trains_here(workplace: Path, capsys:
     command = ["run", "config.yaml", "--set", "name=served", "--set", "value.trunk=separate"]
     command += [word for setting in settings for word in ("--set", setting)]
     with serving(sums, port) as server:
-        server.limit = 300
+        server.dies = lambda: len(server.seen) > 300
         assert main(command) == 1
         calls = len(server.seen)
     assert calls > 300
@@ -512,7 +516,7 @@ def test_vllm_samples_as_the_engine_scores(tmp_path: Path) -> None:
         limits = config(f"http://127.0.0.1:{port}/v1", top_k=1000, max_step_tokens=24)
         policy = RemotePolicy(limits, tokenizer)
         request = Request(State("How many?"), 16, 5, temperature=0.7, max_steps=3, max_step_tokens=24, max_tokens=48)
-        first, again = (list(policy.propose(deque([request])))[0] for _ in range(2))
+        first, again = (next(policy.propose(deque([request]))) for _ in range(2))
         assert [c.steps for c in first.candidates] == [c.steps for c in again.candidates]
         assert {c.finish for c in first.candidates} >= {"length"}
         steps = [c.steps[0] for c in first.candidates if c.steps]
