@@ -82,7 +82,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_policy(policy: Any) -> None:
         solver = Solver(policy, None, RunConfig(policy=LIMITS, search=SearchConfig(budget=120, children=4)))
-        monkeypatch.setattr(Solver, "load", lambda run: solver)
+        monkeypatch.setattr(Solver, "load", lambda run, **policy: solver)
 
     set_policy(ToyPolicy(HAND))
     return set_policy
