@@ -107,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--split", choices=("train", "dev"), default="dev", help="problems to search (default: dev)")
     search.add_argument("--problems", type=_positive, metavar="N", help="only the first N problems")
     search.add_argument("--explain", action="store_true", help="print why each node was expanded")
+    _policy_arguments(search)
     search.add_argument("--to", type=Path, help="journal file (default: in RUN/searches/)")
 
     solve = verb(
@@ -123,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     solve.add_argument("--strategy", metavar="NAME", help="see `qstar search --help` (default: the run's)")
     solve.add_argument("--budget", type=_positive, help="policy tokens to spend (default: the run's search.budget)")
     solve.add_argument("--seed", type=int, default=0, help="another seed draws other steps (default: 0)")
+    _policy_arguments(solve)
     solve.add_argument("--json", action="store_true", help="print JSON for programs")
     solve.add_argument(
         "--trace",
@@ -164,9 +166,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--abstain-below", type=_share, metavar="P", help="also show what giving no answer below this confidence does"
     )
-    evaluate.add_argument(
-        "--calculator", choices=("off", "assist", "prune"), help="in place of the run's policy.calculator"
-    )
+    _policy_arguments(evaluate)
     evaluate.add_argument("--sweep", action="store_true", help="A* under several weights of f and step costs, on dev")
 
     view = verb(
@@ -226,7 +226,17 @@ def parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--scorer", type=Path, metavar="FILE", help="audit.json of a run of generated problems, to judge traces by"
     )
-    verb("env", "print versions and hardware for a bug report", _env)
+    env = verb("env", "print versions and hardware for a bug report", _env, "qstar env", "qstar env --json")
+    env.add_argument("--json", action="store_true", help="print JSON for programs")
+    completion = verb(
+        "completion",
+        "print a script that completes commands in a shell",
+        _completion,
+        "qstar completion bash > ~/.local/share/bash-completion/completions/qstar",
+        "qstar completion zsh > ~/.zfunc/_qstar                   (with ~/.zfunc in fpath, before compinit)",
+        "qstar completion fish > ~/.config/fish/completions/qstar.fish",
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     return top
 
 
@@ -239,6 +249,21 @@ def _config_arguments(sub: argparse.ArgumentParser) -> None:
 
 def _run_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=Path, help="a run directory, for instance runs/quickstart")
+
+
+def _policy_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--calculator", choices=("off", "assist", "prune"), help="in place of the run's policy.calculator")
+    sub.add_argument(
+        "--remote",
+        nargs=2,
+        metavar=("URL", "MODEL"),
+        help="sample steps with MODEL on an OpenAI-compatible server, such as http://127.0.0.1:8000/v1",
+    )
+
+
+def _policy_changes(args: argparse.Namespace) -> dict[str, str | None]:
+    url, model = args.remote or (None, None)
+    return {"calculator": args.calculator, "remote": url, "remote_model": model}
 
 
 def _positive(text: str) -> int:
@@ -256,7 +281,7 @@ def _share(text: str) -> float:
 
 def _config(args: argparse.Namespace) -> RunConfig:
     """The configuration a verb was given: of a YAML file, or of a run directory in the place where it lies now."""
-    from qstar.config import load_config
+    from qstar.config_load import load_config
     from qstar.runs.directory import RunDirectory
 
     if args.config is None or not args.config.is_dir():
@@ -287,14 +312,30 @@ def _stage(args: argparse.Namespace) -> None:
 def _search(args: argparse.Namespace) -> None:
     from qstar.commands import search_run
 
-    search_run(args.run, args.strategy, args.budget, args.split, args.problems, explain_nodes=args.explain, to=args.to)
+    search_run(
+        args.run,
+        args.strategy,
+        args.budget,
+        args.split,
+        args.problems,
+        explain_nodes=args.explain,
+        to=args.to,
+        **_policy_changes(args),
+    )
 
 
 def _solve(args: argparse.Namespace) -> int | None:
     from qstar.commands import solve_questions
 
     interrupted = solve_questions(
-        args.question, args.model, args.strategy, args.budget, args.seed, as_json=args.json, trace=args.trace
+        args.question,
+        args.model,
+        args.strategy,
+        args.budget,
+        args.seed,
+        as_json=args.json,
+        trace=args.trace,
+        **_policy_changes(args),
     )
     return INTERRUPTED if interrupted else None
 
@@ -316,9 +357,12 @@ def _eval(args: argparse.Namespace) -> None:
             f"--budgets {args.budgets!r} must be whole numbers separated by commas, such as 256,512"
         ) from None
     if not args.sweep:
-        evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below, args.calculator)
-    elif args.split == "test" or strategies or args.calculator:
-        raise UserError("--sweep compares settings of A* on dev: leave out --strategies, --calculator and --split test")
+        changes = _policy_changes(args)
+        evaluate_run(args.run, strategies, budgets, args.split, args.problems, args.abstain_below, **changes)
+    elif args.split == "test" or strategies or args.calculator or args.remote:
+        raise UserError(
+            "--sweep compares settings of A* on dev: leave out --strategies, --calculator, --remote and --split test"
+        )
     else:
         sweep_run(args.run, budgets, args.problems)
 
@@ -356,9 +400,16 @@ def _audit(args: argparse.Namespace) -> None:
 
 
 def _env(args: argparse.Namespace) -> None:
-    from qstar.runs.directory import versions
+    from qstar.runs.environment import environment, lines
 
-    print(json.dumps(versions(), indent=2))
+    found = environment()
+    print(json.dumps(found, indent=2) if args.json else "\n".join(lines(found)))
+
+
+def _completion(args: argparse.Namespace) -> None:
+    from qstar.completion import script
+
+    print(script(parser(), args.shell))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,12 +8,13 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from rich.console import Console
 from tqdm import tqdm
 
 from qstar.config import RunConfig
+from qstar.config_load import with_policy
 from qstar.errors import UserError, printable
 from qstar.grading.answer import grade
 from qstar.problems.load import load_test, load_train_dev
@@ -29,11 +30,16 @@ from qstar.solver import Solver, check_question
 from qstar.stages import Run
 
 
-def open_run(path: Path, *stages: str) -> Run:
-    """The run in a folder. Raises UserError if it is no run directory or one of `stages` is not finished."""
+def open_run(path: Path, *stages: str, **policy: Any) -> Run:
+    """The run in a folder. policy: fields of its `policy` to change, None for those that stay.
+
+    Raises UserError if it is no run directory, one of `stages` is not finished, or a field has a wrong value.
+    """
     directory = RunDirectory.load(path)
     directory.require(*stages)
-    return Run(directory, print)
+    run = Run(directory, print)
+    run.config = with_policy(run.config, **policy)
+    return run
 
 
 def search_run(
@@ -45,11 +51,12 @@ def search_run(
     *,
     explain_nodes: bool,
     to: Path | None,
+    **policy: Any,
 ) -> None:
     """Search problems of a run with one strategy, journal every tree, and print what came of it."""
     from qstar.evaluate.compare import fingerprint
 
-    run = open_run(path, "sft", "train-q")
+    run = open_run(path, "sft", "train-q", **policy)
     search = dataclasses.replace(run.config.search, strategy=strategy, budget=budget or run.config.search.budget)
     problems = {problem.id: problem for problem in (run.dev if split == "dev" else run.train)[:limit]}
     check_search(search, run.config.policy)
@@ -58,9 +65,9 @@ def search_run(
     with Journal(target) as journal:
         if any(row.get("settings") != settings for row in journal):
             raise UserError(f"{target} was written with other models or settings; delete it or give --to another file")
-        policy, value = run.models(with_value=True)
+        sampler, value = run.models(with_value=True)
         tasks = [SearchTask(p.id, p.question) for p in problems.values() if p.id not in journal.keys]
-        results = search_many(tasks, policy, search, run.config.policy, seed=run.config.seed, value=value)
+        results = search_many(tasks, sampler, search, run.config.policy, seed=run.config.seed, value=value)
         for result in tqdm(results, total=len(problems), initial=len(problems) - len(tasks), unit="problem"):
             problem, choice = problems[result.problem_id], select(result.tree, rule_for(search))
             solution = result.tree.state(choice.node).solution if choice.node else ""
@@ -101,6 +108,7 @@ def solve_questions(
     *,
     as_json: bool,
     trace: Path | None,
+    **policy: Any,
 ) -> bool:
     """Solve a question (None: from standard input, one after the other on a terminal) and print the solution.
 
@@ -112,7 +120,7 @@ def solve_questions(
     if question is not None:
         check_question(question)  # before anything is loaded
     with _waiting("loading the model"):
-        solver = Solver.load(model or newest_run(Path("runs")))
+        solver = Solver.load(model or newest_run(Path("runs")), **policy)
 
     def answer(question: str) -> bool:
         last = follow(solver.stream(question.strip(), strategy=strategy, budget=budget, seed=seed))
@@ -201,28 +209,25 @@ def evaluate_run(
     split: str,
     limit: int | None,
     abstain_below: float | None,
-    calculator: Literal["off", "assist", "prune"] | None,
+    **policy: Any,
 ) -> None:
     """Compare strategies on the problems of a split and print every table; the figures go to RUN/evals/.
 
-    calculator: one of the values of policy.calculator in place of the run's.
+    policy: fields of the run's `policy` to change, None for those that stay.
     """
     from qstar.evaluate.compare import compare
     from qstar.evaluate.plots import draw_accuracy, draw_coverage
     from qstar.evaluate.table import show
 
-    run = open_run(path, "sft", "train-q")
-    if calculator is not None:
-        run.config = dataclasses.replace(
-            run.config, policy=dataclasses.replace(run.config.policy, calculator=calculator)
-        )
+    run = open_run(path, "sft", "train-q", **policy)
     config = run.config
     problems: list[Problem] = (run.dev if split == "dev" else load_test(config.data))[:limit]
-    policy, value = run.models(with_value=True)
-    folder = path / "evals" / "-".join(filter(None, (split, str(len(problems)), run.revisions, calculator)))
+    sampler, value = run.models(with_value=True)
+    parts = (split, str(len(problems)), run.revisions, policy.get("calculator"))
+    folder = path / "evals" / "-".join(filter(None, parts))
     comparison = compare(
         problems,
-        policy,
+        sampler,
         value,
         config,
         strategies=strategies or config.eval.strategies,

@@ -40,6 +40,7 @@ def run_stages(
         directory.open(stages)
         inputs = directory.inputs(stages)
         run = Run(directory, say)
+        _ = run.tracking  # a tracker that is not installed is said before any work
         for spec in stages:
             stage = directory.stage(spec.name)
             if stage.done:
@@ -50,6 +51,8 @@ def run_stages(
                 stage.begin(inputs[spec.name])
                 with full_disk(stage.path):
                     metrics = spec.run(run, stage)
+                    with run.tracking.log("results", stage.path) as log:
+                        log(names.index(spec.name), {f"{spec.name}/{key}": value for key, value in metrics.items()})
                 stage.finish(metrics, identity(inputs[spec.name]), time.perf_counter() - start)
                 say(f"{spec.name}: done in {duration(stage.manifest['seconds'])} ({headline(metrics)})")
             if spec.name == until:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from qstar.config import PolicyConfig, RunConfig
+from qstar.config_load import with_policy
 from qstar.errors import UserError
 from qstar.grading.steps import equations
 from qstar.runs.directory import RunDirectory
@@ -130,22 +131,29 @@ def load_models(model: Path, q: Path | None, config: PolicyConfig, device: str) 
     """The policy of a checkpoint and the value model of a Q folder.
 
     A frozen-trunk head is read inside the policy's own forward pass, so the value model is None; a separate trunk
-    gives a value model. With `q` None the policy has no values.
+    gives a value model. With `q` None the policy has no values. With `config.remote` a server samples the steps, and
+    the checkpoint here gives a frozen-trunk head what it reads.
     """
     from qstar.policy.engine import LanguageModelPolicy
     from qstar.policy.hub import load_causal_lm, load_tokenizer, model_revision
+    from qstar.policy.remote import RemotePolicy
     from qstar.value.head import ValueHead
     from qstar.value.model import ValueModel
 
-    language_model = load_causal_lm(str(model), dtype=config.dtype, device=device)
     tokenizer = load_tokenizer(str(model))
+    if q is None and config.remote is not None:
+        return RemotePolicy(config, tokenizer), None
+    language_model = load_causal_lm(str(model), dtype=config.dtype, device=device)
     if q is None:
         return LanguageModelPolicy(language_model, tokenizer, config), None
     head = ValueHead.from_pretrained(q)
     head.config.check(base_revision=model_revision(str(model)), tokenizer=tokenizer)
+    if head.config.trunk == "frozen" and config.remote is not None:
+        return RemotePolicy(config, tokenizer), ValueModel(language_model, tokenizer, head.to(device))
     if head.config.trunk == "frozen":
         return LanguageModelPolicy(language_model, tokenizer, config, head.to(device)), None
-    policy = LanguageModelPolicy(language_model, tokenizer, config)
+    remote = config.remote is not None
+    policy = RemotePolicy(config, tokenizer) if remote else LanguageModelPolicy(language_model, tokenizer, config)
     return policy, ValueModel.from_pretrained(q, dtype=config.dtype, device=device)
 
 
@@ -176,20 +184,22 @@ class Solver:
         self._thread = SearchThread(policy, value, config.policy)
 
     @classmethod
-    def load(cls, run: str | Path) -> Solver:
-        """Load the policy and Q head of a run directory. Raises UserError if a stage is missing."""
+    def load(cls, run: str | Path, **policy: Any) -> Solver:
+        """Load the policy and Q head of a run directory. policy: fields of its `policy` to change, such as `remote`
+        and `remote_model`. Raises UserError if a stage is missing or a field has a wrong value."""
         directory = RunDirectory.load(run)
         directory.require("sft", "train-q")
+        config = with_policy(directory.config, **policy)
         with _collection_paused():
             from qstar.policy.hub import resolve_device
 
-            policy, value = load_models(
+            models = load_models(
                 directory.stage("sft").path / "model",
                 directory.stage("train-q").path / "q",
-                directory.config.policy,
-                resolve_device(directory.config.policy.device),
+                config.policy,
+                resolve_device(config.policy.device),
             )
-        return cls(policy, value, directory.config)
+        return cls(*models, config)
 
     def solve(
         self, question: str, *, strategy: str | None = None, budget: int | None = None, seed: int = 0

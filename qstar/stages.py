@@ -28,7 +28,9 @@ from qstar.runs.directory import RunDirectory, Stage, StageSpec
 from qstar.runs.files import write_json
 from qstar.runs.journal import Journal
 from qstar.runs.team import Team
+from qstar.runs.tracking import Tracking
 from qstar.trace import Trace
+from qstar.types import derive_seed
 
 if TYPE_CHECKING:
     from qstar.distill.card import Provenance
@@ -68,6 +70,11 @@ class Run:
         return sorted(self.train, key=lambda problem: problem.steps is not None)
 
     @cached_property
+    def tracking(self) -> Tracking:
+        """Where figures go. Raises UserError if the tracker is not installed."""
+        return Tracking(self.directory.path, self.config.report_to)
+
+    @cached_property
     def device(self) -> str:
         from qstar.policy.hub import resolve_device
 
@@ -85,6 +92,12 @@ class Run:
 
         return model_revision(str(self.teacher_path))
 
+    @property
+    def sampler(self) -> str:
+        """Names the model that samples: the policy's content revision, or 12 hex digits for one on a server."""
+        name = self.config.policy.remote_model
+        return self.revision if name is None else f"{derive_seed(self.revision, name):016x}"[:12]
+
     @cached_property
     def q_revision(self) -> str:
         """Content revision of the Q head."""
@@ -95,7 +108,7 @@ class Run:
     @property
     def revisions(self) -> str:
         """Of policy and Q head, as part of a file name: results of other models are never taken for theirs."""
-        return f"{self.revision[:8]}-{self.q_revision[:8]}"
+        return f"{self.sampler[:8]}-{self.q_revision[:8]}"
 
     def models(self, *, with_value: bool) -> tuple[Any, Any]:
         """The policy and, for a separate trunk, the value model (else None: the policy's head gives the values)."""
@@ -124,7 +137,7 @@ class Run:
             "file": (Path(config.data.path or "").name, "other"),
         }[config.data.source]
         return Provenance(
-            policy=self.revision,
+            policy=self.sampler,
             q=self.q_revision,
             strategy=config.search.strategy,
             budget=config.traces.budget,
@@ -206,7 +219,9 @@ def sft(run: Run, stage: Stage) -> dict[str, Any]:
         seed=config.seed,
         revision=config.policy.revision,
     )
-    return _train(run, stage.path / "model", model, tokenizer, student_examples(run.train, []), config.sft)
+    examples = student_examples(run.train, [])
+    tracking = run.tracking.training("sft", stage.path)
+    return _train(run, stage.path / "model", model, tokenizer, examples, config.sft, tracking=tracking)
 
 
 def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
@@ -227,7 +242,7 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
                 samples=samples,
                 max_tokens=config.rollout.max_tokens,
                 seed=config.seed,
-                revision=run.revision,
+                revision=run.sampler,
                 label=f"rollouts on {split}",
             )
             journal.sort()
@@ -249,18 +264,19 @@ def train_q(run: Run, stage: Stage) -> dict[str, Any]:
 
     config = run.config
     model = load_causal_lm(str(run.teacher_path), dtype=config.policy.dtype, device=run.device)
-    report = train_value(
-        model,
-        load_tokenizer(str(run.teacher_path)),
-        list(run.traces("rollout", "train.jsonl")),
-        config.value,
-        dev_traces=list(run.traces("rollout", "dev.jsonl")),
-        seed=config.seed,
-        device=run.device,
-        directory=stage.path / "q",
-        base_revision=run.revision,
-    )
-    return report
+    with run.tracking.log("train-q", stage.path) as log:
+        return train_value(
+            model,
+            load_tokenizer(str(run.teacher_path)),
+            list(run.traces("rollout", "train.jsonl")),
+            config.value,
+            dev_traces=list(run.traces("rollout", "dev.jsonl")),
+            seed=config.seed,
+            device=run.device,
+            directory=stage.path / "q",
+            base_revision=run.revision,
+            on_epoch=lambda figures: log(figures["epoch"], figures),
+        )
 
 
 def search(run: Run, stage: Stage) -> dict[str, Any]:
@@ -281,7 +297,7 @@ def search(run: Run, stage: Stage) -> dict[str, Any]:
             journal,
             per_problem=config.traces.per_problem,
             seed=config.seed,
-            revision=run.revision,
+            revision=run.sampler,
         )
         journal.sort()
         rows = list(journal)
@@ -327,15 +343,17 @@ def distill(run: Run, stage: Stage) -> dict[str, Any]:
         on_policy = name == "student" and config.method == "on-policy"
         if name == "baseline" and config.method == "on-policy":
             epochs += config.on_policy.steps * config.sft.batch_size / len(examples)
+        folder = f"{name}-sft" if on_policy else name
         trained = _train(
             run,
-            stage.path / (f"{name}-sft" if on_policy else name),
+            stage.path / folder,
             model,
             tokenizer,
             examples,
             dataclasses.replace(config.sft, epochs=epochs),
             frequency_aware=config.loss == "frequency",
             lora_rank=config.lora_rank,
+            tracking=run.tracking.training(folder, stage.path),
         )
         metrics |= {f"{name}_{key}": value for key, value in trained.items()}
         if on_policy:
@@ -360,8 +378,9 @@ def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
     }
     policy, value = run.models(with_value=True)
     comparison = compare(problems, policy, value, config, strategies=config.eval.strategies, name="policy", **settings)
+    here = dataclasses.replace(config.policy, remote=None, remote_model=None)  # a server has the policy alone
     for name in ("baseline", "student"):
-        model, _ = load_models(run.directory.stage("distill").path / name, None, config.policy, run.device)
+        model, _ = load_models(run.directory.stage("distill").path / name, None, here, run.device)
         comparison += compare(problems, model, None, config, strategies=("greedy",), name=name, **settings)
     write_json(stage.path / "comparison.json", comparison.to_json())
     Console().print(accuracy_table(comparison))
@@ -391,6 +410,7 @@ def _on_policy(run: Run, stage: Stage, model: Any, tokenizer: Any) -> dict[str, 
         directory=stage.path / "student",
         seed=run.config.seed,
         device=run.device,
+        tracking=run.tracking.training("student", stage.path),
     )
     return {"on_policy_steps": report.steps, "on_policy_loss": report.losses[-1][1] if report.losses else None}
 

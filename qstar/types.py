@@ -29,7 +29,8 @@ class Step:
     """One reasoning step as the policy wrote it.
 
     text: the step, with its separator unless the text ended without one.
-    token_ids: exactly the tokens the model saw, so that joining the steps of a path reproduces its input.
+    token_ids: exactly the tokens the model saw, so that joining the steps of a path reproduces its input. Of a
+        policy on a server: the tokens of its text here, or none.
     logprob: sum over the sampled tokens of log pi (nats, <= 0) under the sampling distribution (temperature and
         top-k applied); tokens that a calculator put in place count 0.
     value: V of the state after this step if the policy shares its trunk with a value head, else None.

@@ -155,7 +155,7 @@ def test_the_search_runs_without_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["qstar", "qstar.cli", "qstar.config", "qstar.types", "qstar.trace", "qstar.problems.load"]
+    "name", ["qstar", "qstar.cli", "qstar.config_load", "qstar.types", "qstar.trace", "qstar.problems.load"]
 )
 def test_light_modules_load_no_model_library(name: str) -> None:
     loaded = json.loads(run(f"import json, sys, {name}; print(json.dumps(sorted(sys.modules)))"))

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from qstar.cli import main, parser
-from qstar.config import RunConfig, SearchConfig, to_dict
+from qstar.config import RunConfig, SearchConfig
+from qstar.config_load import to_dict
 from qstar.search import STRATEGIES
 from qstar.solver import Solver
 from qstar.types import Proposal, Request
@@ -39,6 +40,7 @@ VERBS = (
     "report",
     "runs",
     "env",
+    "completion",
 )
 
 
@@ -80,7 +82,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_policy(policy: Any) -> None:
         solver = Solver(policy, None, RunConfig(policy=LIMITS, search=SearchConfig(budget=120, children=4)))
-        monkeypatch.setattr(Solver, "load", lambda run: solver)
+        monkeypatch.setattr(Solver, "load", lambda run, **policy: solver)
 
     set_policy(ToyPolicy(HAND))
     return set_policy
@@ -110,11 +112,10 @@ def help_of(*verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys=capsys)
     for verb in (*VERBS, "data"):
-        assert re.search(rf"^    {verb} ", text, re.MULTILINE)
+        assert re.search(rf"^    {verb}\s", text, re.MULTILINE)
     assert "qstar run configs/quickstart.yaml" in text
     for verb in VERBS:
-        if verb != "env":
-            assert f"  qstar {verb}" in help_of(verb, capsys=capsys).partition("examples:")[2]
+        assert f"  qstar {verb}" in help_of(verb, capsys=capsys).partition("examples:")[2]
 
 
 def test_every_example_of_the_help_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +123,7 @@ def test_every_example_of_the_help_is_a_command(capsys: pytest.CaptureFixture[st
     examples = [line.strip() for text in texts for line in text.splitlines() if line.startswith("  qstar ")]
     assert len(examples) > 15
     for example in examples:
-        command = re.split(r"  +|<", example)[0]
+        command = re.split(r"  +|<| >", example)[0]
         words = re.findall(r'"([^"]*)"|(\S+)', command)
         parser().parse_args([quoted or plain for quoted, plain in words][1:])
 

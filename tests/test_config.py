@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qstar.config import DataConfig, RunConfig, SftConfig, check_ranges, from_dict, load_config, to_dict
+from qstar.config import DataConfig, RunConfig, SftConfig
+from qstar.config_load import check_ranges, from_dict, load_config, to_dict
 from qstar.errors import UserError
 
 

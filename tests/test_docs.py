@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from qstar.cli import parser
-from qstar.config import RunConfig, load_config
+from qstar.config import RunConfig
+from qstar.config_load import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])

@@ -184,9 +184,8 @@ def test_results_of_a_retrained_model_are_kept_apart(workplace: Path, capsys: py
     assert len(list(Path(RUN, "evals").iterdir())) == 2
 
 
-def test_data_check_and_env(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert output(capsys, "data", "check", "--config", "config.yaml")
-    assert json.loads(output(capsys, "env"))["qstar"]
 
 
 def interrupted(folder: Path, arguments: list[str], reached: Callable[[], bool], sent: signal.Signals) -> Any:

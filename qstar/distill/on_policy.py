@@ -18,6 +18,7 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from qstar.policy.adapters import add_adapters
 from qstar.policy.prompt import encode_prompt
 from qstar.policy.trainer import Losses, finished, keep, last_checkpoint, run
 from qstar.runs.team import Team
+from qstar.runs.tracking import Training, untracked
 
 REPORT = "on_policy.json"
 """Written into the student's folder when it is finished."""
@@ -68,6 +70,7 @@ def distill_on_policy(
     seed: int,
     device: str,
     lora_rank: int | None = None,
+    tracking: AbstractContextManager[Training] | None = None,
 ) -> OnPolicyReport:
     """Train `student` in place and save it with its tokenizer and report to `directory`, complete or not at all.
 
@@ -93,14 +96,15 @@ def distill_on_policy(
     resume = last_checkpoint(checkpoints, fingerprint, Team.from_environment())
     student.to(device)
     adapters = add_adapters(student, lora_rank, seed) if lora_rank else None
-    trainer = _Trainer(
-        model=student,
-        teacher_model=teacher.to(device),
-        args=_arguments(config, checkpoints, seed, device),
-        train_dataset=Dataset.from_dict({"prompt": _in_order(fitting, config, seed)}),
-        processing_class=tokenizer,
-    )
-    losses, seconds = run(trainer, resume)
+    with tracking or untracked() as tracked:
+        trainer = _Trainer(
+            model=student,
+            teacher_model=teacher.to(device),
+            args=_arguments(config, checkpoints, seed, device, tracked),
+            train_dataset=Dataset.from_dict({"prompt": _in_order(fitting, config, seed)}),
+            processing_class=tokenizer,
+        )
+        losses, seconds = run(trainer, resume, tracked.record)
     report = OnPolicyReport(
         questions=len(fitting),
         dropped=len(questions) - len(fitting),
@@ -128,7 +132,9 @@ class _Trainer(DistillationTrainer):
         return [encode_prompt(self.processing_class, question) for question in prompts], None, {}
 
 
-def _arguments(config: OnPolicyConfig, checkpoints: Path, seed: int, device: str) -> DistillationConfig:
+def _arguments(
+    config: OnPolicyConfig, checkpoints: Path, seed: int, device: str, tracked: Training
+) -> DistillationConfig:
     return DistillationConfig(
         output_dir=str(checkpoints),
         num_train_epochs=1,  # the order holds all of them
@@ -143,9 +149,9 @@ def _arguments(config: OnPolicyConfig, checkpoints: Path, seed: int, device: str
         gradient_checkpointing=False,
         dataloader_pin_memory=device.startswith("cuda"),
         logging_steps=5,
-        report_to="none",
         save_strategy="steps",
         save_steps=CHECKPOINT_STEPS,
         save_total_limit=1,
         seed=seed % 2**32,
+        **tracked.arguments,
     )

@@ -25,7 +25,8 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from qstar.config import PolicyConfig, RunConfig, SearchConfig, to_dict
+from qstar.config import PolicyConfig, RunConfig, SearchConfig
+from qstar.config_load import to_dict
 from qstar.errors import UserError
 from qstar.evaluate.stats import CoveragePoint, bootstrap_interval, coverage_curve, discordant, mcnemar
 from qstar.grading.answer import fraction_text, grade
@@ -322,7 +323,10 @@ def _search_missing(
 def fingerprint(search: SearchConfig, limits: PolicyConfig, seed: int) -> str:
     """What a row's result depends on besides problem and models, as 16 hex digits."""
     sampling = ("temperature", "top_k", "max_step_tokens", "max_steps", "calculator", "dtype")
-    parts = {"search": to_dict(search), "policy": {key: getattr(limits, key) for key in sampling}, "seed": seed}
+    policy = {key: getattr(limits, key) for key in sampling}
+    if limits.remote_model is not None:
+        policy["remote_model"] = limits.remote_model
+    parts = {"search": to_dict(search), "policy": policy, "seed": seed}
     return f"{derive_seed(json.dumps(parts, sort_keys=True)):016x}"
 
 

@@ -37,6 +37,12 @@ def encode_step(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def encode_written(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a step as a policy wrote it: without its separator, the model ended the text there."""
+    ids = encode_step(tokenizer, text)
+    return ids if text.endswith(SEPARATOR) else [*ids, tokenizer.eos_token_id]
+
+
 def encode_solution(tokenizer: Any, steps: Sequence[str], answer: str) -> list[list[int]]:
     """Token ids of each gold step, then of the answer line with the end-of-text token."""
     rows = [encode_step(tokenizer, step + SEPARATOR) for step in steps]

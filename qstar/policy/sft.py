@@ -22,6 +22,7 @@ import math
 import random
 import types
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from qstar.policy.prompt import encode_prompt, encode_solution
 from qstar.policy.scratch import new_model, train_tokenizer
 from qstar.policy.trainer import Losses, finished, keep, last_checkpoint, run
 from qstar.runs.team import Team
+from qstar.runs.tracking import Training, untracked
 
 REPORT = "training.json"
 """Written into the model's folder when training is finished."""
@@ -104,6 +106,7 @@ def sft(
     max_tokens: int | None = None,
     frequency_aware: bool = False,
     lora_rank: int | None = None,
+    tracking: AbstractContextManager[Training] | None = None,
 ) -> SftReport:
     """Train `model` in place and save it with its tokenizer and report to `directory`, complete or not at all.
 
@@ -114,6 +117,7 @@ def sft(
     max_tokens: examples longer than this (default: the model's context) are dropped and counted, never truncated.
     frequency_aware: also weight every token by how rare it is among the targets of `examples`.
     lora_rank: train only low-rank adapters of this rank; what is saved is a plain checkpoint with them merged.
+    tracking: where the course of the training is written; it is entered only if there is something to train.
     Raises UserError if no example is left, a weight is negative, or what is on disk was made with other data or
     settings; ValueError if an example has not one weight per step and one for the answer.
     """
@@ -136,18 +140,22 @@ def sft(
 
     model.to(device=device, dtype=getattr(torch, config.dtype))
     adapters = add_adapters(model, lora_rank, seed) if lora_rank else None
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(config, checkpoints, seed, device),
-        train_dataset=Dataset.from_list(data),
-        data_collator=lambda batch: _collate(batch, tokenizer.eos_token_id),
-        processing_class=tokenizer,
-        optimizer_cls_and_kwargs=(MasterAdamW, {"lr": config.learning_rate, "betas": (0.9, ADAM_BETA2), "fused": True})
-        if config.dtype == "bfloat16"
-        else None,
-    )
-    with _loss_head(model, compiled=config.compile):
-        losses, seconds = run(trainer, resume)
+    with tracking or untracked() as tracked:
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(config, checkpoints, seed, device, tracked),
+            train_dataset=Dataset.from_list(data),
+            data_collator=lambda batch: _collate(batch, tokenizer.eos_token_id),
+            processing_class=tokenizer,
+            optimizer_cls_and_kwargs=(
+                MasterAdamW,
+                {"lr": config.learning_rate, "betas": (0.9, ADAM_BETA2), "fused": True},
+            )
+            if config.dtype == "bfloat16"
+            else None,
+        )
+        with _loss_head(model, compiled=config.compile):
+            losses, seconds = run(trainer, resume, tracked.record)
     seen = int(resume.name.split("-")[1]) if resume else 0
     tokens = sum(len(row["input_ids"]) for row in data)
     report = SftReport(
@@ -275,7 +283,7 @@ class _loss_head:  # noqa: N801  (a context manager used like a function)
             layer._compiled_call_impl = None
 
 
-def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str) -> TrlConfig:
+def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str, tracked: Training) -> TrlConfig:
     return TrlConfig(
         output_dir=str(checkpoints),
         num_train_epochs=1,  # the schedule holds all epochs
@@ -295,12 +303,12 @@ def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str) -> 
         remove_unused_columns=False,
         dataloader_pin_memory=device.startswith("cuda"),
         logging_steps=5,
-        report_to="none",
         disable_tqdm=False,
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
         save_total_limit=1,
         seed=seed % 2**32,
+        **tracked.arguments,
     )
 
 

@@ -17,9 +17,13 @@ from transformers import ProgressCallback, TrainerCallback
 from qstar.errors import UserError
 from qstar.policy.hub import save_model
 from qstar.runs.team import Team
+from qstar.runs.tracking import Log
 
 Losses = tuple[tuple[int, float], ...]
 """(optimizer step, mean loss in nats per token since the entry before, or since the resumption)."""
+
+RECORDED = ("loss", "grad_norm", "learning_rate")
+"""What is recorded of a logging step."""
 
 
 class Report(Protocol):
@@ -40,9 +44,12 @@ R = TypeVar("R", bound=Report)
 
 
 class Progress(TrainerCallback):
-    """A progress bar with the loss."""
+    """A progress bar with the loss, and a record of it. record: takes the optimizer step and its figures."""
 
     bar: Any = None
+
+    def __init__(self, record: Log) -> None:
+        self.record = record
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar where an earlier process stopped."""
@@ -59,9 +66,10 @@ class Progress(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Show the loss."""
+        """Show and record the loss."""
         if logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+            self.record(state.global_step, {name: logs[name] for name in RECORDED if name in logs})
 
     def close(self) -> None:
         """Leave the bar as it is; an error message then comes after it."""
@@ -109,10 +117,13 @@ def finished(path: Path, kind: type[R], fingerprint: str) -> R | None:
     return report
 
 
-def run(trainer: Any, resume: Path | None) -> tuple[Losses, float]:
-    """Train from a checkpoint or from the start, with a progress bar; returns the losses and the seconds it took."""
+def run(trainer: Any, resume: Path | None, record: Log) -> tuple[Losses, float]:
+    """Train from a checkpoint or from the start, with a progress bar; returns the losses and the seconds it took.
+
+    record: takes the figures of every logging step.
+    """
     trainer.remove_callback(ProgressCallback)
-    progress = Progress()
+    progress = Progress(record)
     trainer.add_callback(progress)
     started = time.perf_counter()
     with contextlib.closing(progress):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from qstar.config import to_dict
+from qstar.config_load import to_dict
 from qstar.report import figures
 from qstar.report.data import visible
 from qstar.report.pieces import figure, rows_table

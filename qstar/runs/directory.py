@@ -33,13 +33,17 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from qstar.config import RunConfig, load_config, to_dict
+from qstar.config import RunConfig
+from qstar.config_load import load_config, to_dict
 from qstar.errors import UserError
 from qstar.runs.files import write_json, write_text
 from qstar.runs.journal import Journal, count_rows
 
-NEUTRAL = {"name", "out", "policy.batch_rows", "policy.cache_megabytes", "policy.device"}
-"""Fields that say where and how fast a run works, not what it computes."""
+NEUTRAL = {
+    *("name", "out", "report_to"),
+    *(f"policy.{name}" for name in ("batch_rows", "cache_megabytes", "device", "remote", "remote_calls")),
+}
+"""Fields that say where and how fast a run works and who hears of it, not what it computes."""
 
 SMALL_FILE = 50_000_000
 """Bytes up to which a manifest holds a file's SHA-256; of a larger one it holds the size only."""
@@ -358,5 +362,6 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
         return json.dumps(values[name]) if name in values else "nothing"
 
     pairs = ((name, shown(old, name), shown(new, name)) for name in sorted(old.keys() | new.keys()))
-    changed = [f"{name}={before} (now {now})" for name, before, now in pairs if before != now]
+    # A field that came with a later version and is null changes nothing.
+    changed = [f"{name}={a} (now {b})" for name, a, b in pairs if a != b and (a, b) != ("nothing", "null")]
     return ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")

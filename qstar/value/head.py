@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from qstar.config import from_dict
+from qstar.config_load import from_dict
 from qstar.errors import UserError
 from qstar.policy.prompt import encode_prompt
 from qstar.runs.files import write_json, write_whole

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qstar.errors import UserError
-from qstar.policy.prompt import encode_prompt
+from qstar.policy.prompt import encode_prompt, encode_written
 from qstar.types import State
 from qstar.value.features import path_features
 from qstar.value.head import ValueHead
@@ -84,8 +84,9 @@ class ValueModel(nn.Module):
 
 
 def state_ids(tokenizer: Any, state: State) -> list[int]:
-    """The token ids of a state: its prompt, then each step's own ids."""
-    return encode_prompt(tokenizer, state.question) + [token for step in state.steps for token in step.token_ids]
+    """The token ids of a state: its prompt, then each step's own ids, or those of its text if it has none."""
+    steps = [step.token_ids or encode_written(tokenizer, step.text) for step in state.steps]
+    return encode_prompt(tokenizer, state.question) + [token for ids in steps for token in ids]
 
 
 def length_batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:

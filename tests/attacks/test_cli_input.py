@@ -124,7 +124,9 @@ def test_strategies_and_budgets(finished: Path, monkeypatch: pytest.MonkeyPatch,
     assert small in refused("solve", QUESTION, "--budget", "15")
     assert small in refused("eval", RUN, "--budgets", "64,15")
     assert "--budgets '1,x' must be whole numbers" in refused("eval", RUN, "--budgets", "1,x")
-    assert "leave out --strategies, --calculator and --split test" in refused("eval", RUN, "--sweep", "--split", "test")
+    assert "leave out --strategies, --calculator, --remote and --split test" in refused(
+        "eval", RUN, "--sweep", "--split", "test"
+    )
 
 
 def test_questions(finished: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]) -> None:
@@ -218,7 +220,7 @@ def test_text_of_a_model_cannot_steer_the_terminal(
     policy = ToyPolicy(ToyMDP({(): [(step, 1.0)], (step,): [("#### 1\n", 1.0)]}))
     limits = yaml.safe_load("max_step_tokens: 60")
     config = RunConfig(policy=LIMITS.__class__(**limits), search=SearchConfig(budget=300, children=2))
-    monkeypatch.setattr(Solver, "load", lambda run: Solver(policy, None, config))
+    monkeypatch.setattr(Solver, "load", lambda run, **policy_fields: Solver(policy, None, config))
     assert main(["solve", "q", "--model", "run"]) == 0
     out = capsys.readouterr().out
     assert not set(out) & set("\x1b\x07\r\x9b\u202e")
@@ -245,7 +247,7 @@ def test_bad_values_end_a_question_not_the_program(
             return float("nan")
 
     policy = ToyPolicy(Broken({(): [("#### 1\n", 1.0)]}))
-    monkeypatch.setattr(Solver, "load", lambda run: Solver(policy, None, RunConfig(policy=LIMITS)))
+    monkeypatch.setattr(Solver, "load", lambda run, **policy_fields: Solver(policy, None, RunConfig(policy=LIMITS)))
     assert refused("solve", "q", "--model", "run") == (
         "qstar: the search ended early: the value nan of a state is not a probability"
     )

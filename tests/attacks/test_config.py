@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qstar.config import load_config
+from qstar.config_load import load_config
 from qstar.errors import UserError
 
 # Lists of aliases nested twelve deep: a few hundred bytes that stand for 9 ** 13 items.

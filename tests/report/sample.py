@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from qstar.config import PolicyConfig, RunConfig, SearchConfig, to_dict
+from qstar.config import PolicyConfig, RunConfig, SearchConfig
+from qstar.config_load import to_dict
 from qstar.distill.build import build_traces
 from qstar.evaluate.compare import compare
 from qstar.grading.answer import grade

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from qstar.config import PolicyConfig, RunConfig, SearchConfig, to_dict
+from qstar.config import PolicyConfig, RunConfig, SearchConfig
+from qstar.config_load import to_dict
 from qstar.report.compared import compared
 from qstar.runs.directory import RunDirectory
 from qstar.runs.files import write_json

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from qstar.config import PolicyConfig, RunConfig, SftConfig, ValueConfig, load_config
+from qstar.config import PolicyConfig, RunConfig, SftConfig, ValueConfig
+from qstar.config_load import load_config
 from qstar.errors import UserError
 from qstar.runs import directory as directory_module
 from qstar.runs.directory import RunDirectory, Stage, StageSpec, identity, versions
