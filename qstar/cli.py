@@ -133,6 +133,34 @@ def parser() -> argparse.ArgumentParser:
         help="write the search tree as JSON; when asked for questions, FILE, FILE-2, ...",
     )
 
+    serve = verb(
+        "serve",
+        "answer questions over an OpenAI-compatible API",
+        _serve,
+        "qstar serve runs/quickstart",
+        "QSTAR_API_KEY=secret qstar serve runs/gsm8k-smollm2 --host 0.0.0.0 --port 8080 --max-budget 2048",
+        more="\nwith a server on port 8000:\n"
+        "  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\\n"
+        '    -d \'{"model": "quickstart", "messages": [{"role": "user", "content": "Tom has 3 bags ..."}]}\'\n'
+        "Needs `scripts/setup.sh serve`. docs/serve.md has the parameters, limits and errors.",
+    )
+    _run_arguments(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1; another one needs QSTAR_API_KEY")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    serve.add_argument(
+        "--queue", type=int, default=256, help="requests that may wait beyond 64 searches (default: 256)"
+    )
+    serve.add_argument(
+        "--max-budget", type=_positive, default=4096, help="most policy tokens a request (default: 4096)"
+    )
+    serve.add_argument(
+        "--seconds", type=float, default=120.0, help="then a search ends with its best answer so far (default: 120)"
+    )
+    serve.add_argument(
+        "--grace", type=float, default=20.0, help="seconds that searches may go on after a signal (default: 20)"
+    )
+    serve.add_argument("--log-questions", action="store_true", help="write the text of questions to the log")
+
     export = verb(
         "export",
         "export verified traces as a training set",
@@ -338,6 +366,23 @@ def _solve(args: argparse.Namespace) -> int | None:
         **_policy_changes(args),
     )
     return INTERRUPTED if interrupted else None
+
+
+def _serve(args: argparse.Namespace) -> None:
+    try:
+        from qstar.server.app import Limits
+        from qstar.server.run import serve
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed; run `scripts/setup.sh serve`") from None
+    serve(
+        args.run,
+        host=args.host,
+        port=args.port,
+        grace=args.grace,
+        key=os.environ.get("QSTAR_API_KEY") or None,
+        limits=Limits(queue=max(0, args.queue), seconds=args.seconds, budget=args.max_budget),
+        log_questions=args.log_questions,
+    )
 
 
 def _export(args: argparse.Namespace) -> None:

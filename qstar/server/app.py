@@ -22,6 +22,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qstar.errors import UserError
 from qstar.server.wire import Ask, RequestError, chunks, comment, completion, error, parse
@@ -124,25 +125,7 @@ def make_app(service: Service) -> FastAPI:
     """The application of a service."""
     app = FastAPI(title="qstar", docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.middleware("http")
-    async def _each(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        request.state.id = uuid.uuid4().hex
-        begun = time.monotonic()
-        try:
-            _authorize(service, request)
-            response = await call(request)
-        except RequestError as problem:
-            response = _refusal(service, problem)
-        except Exception as problem:
-            # The id leads from the answer to the log; what broke stays here.
-            LOG.error(json.dumps({"event": "error", "id": request.state.id}), exc_info=problem)
-            response = _refusal(service, RequestError(500, f"internal error; request {request.state.id}"))
-        response.headers["x-request-id"] = request.state.id
-        path = getattr(request.scope.get("route"), "path", "other")
-        service.requests.labels(path, response.status_code).inc()
-        facts = {"method": request.method, "path": path, "status": response.status_code}
-        _log("request", request, **facts, seconds=round(time.monotonic() - begun, 3))
-        return response
+    app.add_middleware(_Each, service=service)
 
     @app.get("/healthz")
     async def _healthz() -> dict[str, str]:
@@ -189,6 +172,41 @@ def make_app(service: Service) -> FastAPI:
             service.inside -= 1
 
     return app
+
+
+class _Each:
+    """Around every request: its id, the key, errors without insides, metrics, the log."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        request, begun, status = Request(scope, receive), time.monotonic(), 0
+        request.state.id = uuid.uuid4().hex
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-request-id", request.state.id.encode()))
+            await send(message)
+
+        try:
+            _authorize(self.service, request)
+            await self.app(scope, receive, answer)
+        except RequestError as problem:
+            await _refusal(self.service, problem)(scope, receive, answer)
+        except Exception as problem:
+            # The id leads from the answer to the log; what broke stays here.
+            LOG.error(json.dumps({"event": "error", "id": request.state.id}), exc_info=problem)
+            if not status:
+                failure = RequestError(500, f"internal error; request {request.state.id}")
+                await _refusal(self.service, failure)(scope, receive, answer)
+        path = getattr(scope.get("route"), "path", "other")
+        self.service.requests.labels(path, status).inc()
+        seconds = round(time.monotonic() - begun, 3)
+        _log("request", request, method=request.method, path=path, status=status, seconds=seconds)
 
 
 async def _stream(service: Service, request: Request, ask: Ask, name: str) -> AsyncIterator[str]:
