@@ -22,6 +22,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qstar.errors import UserError
@@ -154,6 +155,8 @@ def make_app(service: Service) -> FastAPI:
             service.admit()
         except RequestError as problem:
             return _refusal(service, problem)
+        except ClientDisconnect:
+            return Response(status_code=499)
         name = f"chatcmpl-{request.state.id}"
         if ask.stream:
             return StreamingResponse(_stream(service, request, ask, name), media_type="text/event-stream")
