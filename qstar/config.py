@@ -58,13 +58,19 @@ class ScratchConfig:
     """Shape of a small Llama model trained from nothing (`policy.init: scratch`)."""
 
     hidden_size: int = 192
+    """Width of the hidden states; an even multiple of heads."""
     layers: int = 4
+    """Decoder layers."""
     heads: int = 6
+    """Attention heads."""
     kv_heads: int = 2
+    """Heads of keys and values, shared by groups of attention heads."""
     intermediate_size: int = 512
+    """Width inside the feed-forward layers."""
     vocab_size: int = 1024
     """Size of the tokenizer trained on the training problems."""
     max_positions: int = 512
+    """Longest prompt and solution together, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class SftConfig:
     """Supervised fine-tuning, of the teacher and of students, through TRL."""
 
     epochs: float = 2.0
+    """Passes over the training examples; parts of one are fine."""
     batch_size: int = 32
     """Sequences per optimizer step and device."""
     learning_rate: float = 4e-4
@@ -115,6 +122,7 @@ class SftConfig:
     warmup: float = 0.05
     """Share of the steps spent warming up."""
     weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 trains bf16 weights with float32 master copies."""
     max_tokens: int | None = None
@@ -157,10 +165,13 @@ class ValueConfig:
     hidden_size: int = 256
     """Width of the head's hidden layer."""
     epochs: float = 4.0
+    """Passes over the states of the rollouts."""
     batch_size: int = 64
     """Rollouts per optimizer step."""
     learning_rate: float = 1e-3
+    """Peak rate; cosine schedule."""
     weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +187,7 @@ class SearchConfig:
     g_weight: float = 1.0
     """f = g_weight * g + h_weight * h; 1 is the sound form, 0 is greedy best-first."""
     h_weight: float = 1.0
+    """Weight of h = -log V in f; above 1 trades optimality for a quicker solution."""
     step_penalty: float = 0.0
     """Added to each step's cost (nats)."""
     smoothing: float = 0.5
@@ -183,6 +195,7 @@ class SearchConfig:
     step_probability: Literal["canonical", "text"] = "canonical"
     """canonical: share of the sampled candidates with the same meaning; text: the wording's own probability."""
     max_depth: int = 16
+    """A state with this many steps is not expanded."""
     selection: Literal["best", "majority", "value", "mass"] = "value"
     """How the answer is chosen among the terminal traces."""
     beam_width: int = 4
@@ -190,6 +203,7 @@ class SearchConfig:
     exploration: float = 1.5
     """PUCT constant of MCTS."""
     rebase_temperature: float = 0.2
+    """Temperature of the softmax over V by which REBASE shares samples."""
 
 
 @dataclass(frozen=True)
@@ -258,9 +272,11 @@ class EvalConfig:
     """The final comparison, the only reader of the test split."""
 
     split: Literal["dev", "test"] = "test"
+    """The problems compared on."""
     problems: int | None = None
     """Use only the first so many problems."""
     strategies: tuple[str, ...] = ("greedy", "majority", "best_of_n", "astar")
+    """Names of `qstar search --help`, run on the policy; students are judged by their greedy answers."""
     budgets: tuple[int, ...] = (512,)
     """Policy tokens per problem."""
 
@@ -274,6 +290,7 @@ class RunConfig:
     out: str = "runs"
     """Folder that holds run folders."""
     seed: int = 0
+    """Seed of weights, order and sampling; generated problems have their own."""
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Experiment tracker; the figures are also in `metrics.jsonl` of every stage."""
     data: DataConfig = field(default_factory=DataConfig)

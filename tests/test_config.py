@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import typing
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qstar.config
 from qstar.config import DataConfig, RunConfig, SftConfig
 from qstar.config_load import check_ranges, from_dict, load_config, to_dict
 from qstar.errors import UserError
@@ -299,3 +301,15 @@ def test_any_data_gives_a_config_or_one_line(data: Any) -> None:
     except UserError as error:
         message = str(error)
     assert len(message.splitlines()) <= 1
+
+
+def test_every_setting_says_what_it_does() -> None:
+    tree = ast.parse(Path(qstar.config.__file__).read_text(encoding="utf-8"))
+    silent = []
+    for section in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for node, after in zip(section.body, [*section.body[1:], None], strict=True):
+            if not isinstance(node, ast.AnnAssign) or ast.unparse(node.annotation).endswith("Config"):
+                continue
+            if not isinstance(after, ast.Expr):
+                silent.append(f"{section.name}.{ast.unparse(node.target)}")
+    assert not silent

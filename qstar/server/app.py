@@ -279,6 +279,7 @@ def _log_search(service: Service, request: Request, ask: Ask, last: Progress) ->
     facts = {
         "strategy": last.result.strategy,
         "budget": last.budget,
+        "seed": ask.seed,
         "tokens": last.tokens,
         "answered": solution.answer is not None,
         "complete": solution.complete,
