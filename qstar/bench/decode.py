@@ -1,0 +1,99 @@
+"""Decoding without a search, three ways: what the engine could reach at best, and what it is compared with.
+
+All decode the same number of tokens after the same prompts, in one batch, and are timed from the second token on, so
+that encoding the prompts is left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from qstar.policy.engine import LanguageModelPolicy
+from qstar.policy.sampling import draw, top_tokens, uniforms
+
+
+@torch.inference_mode()
+def bare(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Tokens per second of the engine's own forward pass and sampling, without steps, cache or search."""
+    rows, store = len(prompts), policy._new_store()
+    store.reserve(rows, max(map(len, prompts)) + tokens)
+    spans = [(row, 0, len(prompt)) for row, prompt in enumerate(prompts)]
+    ends = np.cumsum([len(prompt) for prompt in prompts]) - 1
+    hidden = policy._run(store, [i for prompt in prompts for i in prompt], [], spans)[-1][ends.tolist()]
+    lengths = [len(prompt) for prompt in prompts]
+    temperatures = torch.full((rows,), policy.config.temperature, device=hidden.device)
+    begun = 0.0
+    for step in range(tokens):
+        values, ids = top_tokens(policy.model.get_output_embeddings()(hidden[:rows]), policy.config.top_k)
+        numbers = uniforms(np.arange(rows, dtype=np.uint64), np.full(rows, step, dtype=np.uint64))
+        u = torch.from_numpy(numbers.astype(np.float32)).to(hidden.device)
+        last, _ = draw(values, ids, temperatures, u)
+        if step == 0:
+            begun = time.perf_counter()
+        if step < tokens - 1:
+            hidden = policy._run(store, last, lengths, [])[-1]
+            lengths = [length + 1 for length in lengths]
+    return rows * (tokens - 1) / (time.perf_counter() - begun)
+
+
+@torch.inference_mode()
+def dynamic_cache(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Tokens per second of a plain forward loop over transformers' DynamicCache, padded on the left."""
+    model, config = policy.model, policy.config
+    ids, mask = _padded(policy, prompts)
+    cache, begun = DynamicCache(config=model.config), 0.0
+    for step in range(tokens):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        ).logits[:, -1]
+        values, kept = (logits.float() / config.temperature).topk(min(config.top_k, logits.shape[-1]))
+        ids = kept.gather(1, torch.multinomial(values.softmax(-1), 1))
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        if step == 0:
+            begun = time.perf_counter()
+    return len(prompts) * (tokens - 1) / (time.perf_counter() - begun)
+
+
+@torch.inference_mode()
+def generate(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Tokens per second of `transformers.generate`, the time for one token taken off."""
+
+    def seconds(count: int) -> float:
+        begun = time.perf_counter()
+        sampled(policy, prompts, count, least=count)
+        return time.perf_counter() - begun
+
+    first = seconds(1)
+    return len(prompts) * (tokens - 1) / (seconds(tokens) - first)
+
+
+def sampled(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]], most: int, **options: Any) -> Any:
+    """The ids that `transformers.generate` samples after each prompt, with the policy's temperature and top-k.
+
+    options: `least` tokens, and what else `generate` takes.
+    """
+    ids, mask = _padded(policy, prompts)
+    settings: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": policy.config.temperature,
+        "top_k": policy.config.top_k,
+    }
+    settings |= {"max_new_tokens": most, "min_new_tokens": options.pop("least", 0), "top_p": 1.0, **options}
+    pad = policy.tokenizer.eos_token_id
+    found = policy.model.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **settings)
+    return found[:, ids.shape[1] :]
+
+
+def _padded(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """Token ids and mask, padded on the left."""
+    longest, pad = max(map(len, prompts)), policy.tokenizer.eos_token_id
+    ids = [[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=policy.model.device), torch.tensor(mask, device=policy.model.device)

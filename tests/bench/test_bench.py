@@ -1,0 +1,78 @@
+"""The benchmark on a small run: every measure gives a figure, wrong input one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from qstar.bench.__main__ import main
+from qstar.bench.measures import MEASURES, Measure, alternating
+from qstar.bench.peer import best_first
+from qstar.config import SearchConfig
+from qstar.policy.engine import LanguageModelPolicy
+from qstar.solver import Solver
+from qstar.value.head import ValueHead
+from qstar.value.model import ValueModel
+
+
+def test_every_measure_has_a_figure(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--budget", "48", "--many", "64", "--tokens", "8", "--repeats", "1"]
+    assert main(["runs/tiny", *small, "--json", "bench.json"]) == 0
+    result = json.loads((workplace / "bench.json").read_text())
+    assert list(result["measures"]) == list(MEASURES)
+    assert all(math.isfinite(item["ratio"]) and item["ratio"] > 0 for item in result["measures"].values())
+    assert result["measures"]["agreement"]["ratio"] == 1
+    assert 0 < result["measures"]["bookkeeping"]["ratio"] < 1
+    assert result["roofline"]["tokens_per_second"] > 0
+    assert "prefix cache off / on" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs/none"], "not a run directory"),
+        (["runs/tiny", "--only", "astra"], "unknown measure 'astra'"),
+        (["runs/tiny", "--tokens", "1"], "--tokens at least 2"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert len(errors.strip().splitlines()) == 1
+
+
+def test_the_sides_of_a_ratio_take_turns() -> None:
+    order: list[str] = []
+
+    def side(name: str, values: list[float]) -> float:
+        order.append(name)
+        return values.pop()
+
+    a, b = [1.0, 9.0, 2.0], [5.0, 4.0, 6.0]
+    assert alternating(3, lambda: side("a", a), lambda: side("b", b)) == [2.0, 5.0]
+    assert order == ["a", "b"] * 3
+
+
+def test_targets_say_which_way() -> None:
+    assert Measure("m", 1.0, 1.1, True, {}).reached
+    assert not Measure("m", 1.0, 1.1, False, {}).reached
+
+
+def test_the_peer_keeps_its_budget_and_finds_answers(workplace: Path) -> None:
+    solver = Solver.load("runs/tiny")
+    policy = solver.policy
+    assert isinstance(policy, LanguageModelPolicy)
+    assert isinstance(policy.head, ValueHead)
+    value = ValueModel(policy.model, policy.tokenizer, policy.head)
+    found = [best_first(policy, value, f"Ann has {i} pens, finds 2 and buys 1. How many pens?", SEARCH) for i in (1, 2)]
+    assert all(0 < each.tokens <= SEARCH.budget for each in found)
+    assert any(each.answer is not None for each in found)
+
+
+SEARCH = SearchConfig(budget=200, children=4)
