@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 from qstar.config import SearchConfig
 from qstar.grading.answer import extract_answer
-from qstar.grading.steps import step_key
+from qstar.grading.steps import equations, step_key
 from qstar.types import Candidate, Proposal, State, Step, derive_seed
 
 Pruned = Literal["rank", "depth", "stuck", "length"]
@@ -218,7 +218,8 @@ class Tree:
     def to_json(self) -> dict[str, Any]:
         """The tree as JSON data: one row per node with what it adds to its parent (floats to 6 decimals).
 
-        wordings: the distinct wordings merged into the node besides `text`.
+        wordings: the distinct wordings merged into the node besides `text`. checks: whether each equation of the step
+        recomputes, None where that cannot be told.
         """
         return {
             "problem_id": self.problem_id,
@@ -296,4 +297,5 @@ def _row(node: Node) -> dict[str, Any]:
         "terminal": node.terminal,
         "answer": node.answer,
         "pruned": node.pruned,
+        "checks": [equation.holds for equation in equations(node.step.text)] if node.step else [],
     }

@@ -190,3 +190,9 @@ def test_search_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "11", done.stderr
+
+
+def test_rows_say_which_equations_recompute() -> None:
+    tree = Tree("p", "q")
+    grow(tree, tree.root, ("2 + 3 = 5 and 2 * 2 = 5\n", 0.5), ("no sum\n", 0.5))
+    assert [row["checks"] for row in tree.to_json()["nodes"]] == [[], [True, False], []]

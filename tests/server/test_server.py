@@ -72,6 +72,20 @@ def test_a_stream_has_the_steps_and_the_usage(toy: Served) -> None:
     assert all(event.usage is None for event in events[:-1])
 
 
+def test_streams_of_an_async_client_side_by_side(toy: Served) -> None:
+    async def texts() -> list[str]:
+        one = openai.AsyncOpenAI(base_url=f"{toy.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+        async def read(i: int) -> str:
+            events = await one.chat.completions.create(**body(f"q{i}"), stream=True)
+            return "".join([event.choices[0].delta.content or "" async for event in events])
+
+        return await asyncio.gather(*(read(i) for i in range(8)))
+
+    expected = [Solver(PacedPolicy(), None, CONFIG).solve(f"q{i}") for i in range(8)]
+    assert asyncio.run(texts()) == ["\n".join(step.text for step in solution.steps) for solution in expected]
+
+
 def test_sixty_four_at_once_each_get_their_own_answer(toy: Served) -> None:
     toy.policy.stopped.set()
 
@@ -221,6 +235,7 @@ def get(server: Served, path: str) -> tuple[int, str]:
 def test_health_metrics_and_closing(toy: Served) -> None:
     assert get(toy, "/readyz") == (200, '{"status":"ready"}')
     spent = ask(toy).usage.completion_tokens
+    until(lambda: 'path="/v1/chat/completions"' in get(toy, "/metrics")[1])  # counted once the answer is out
     _, metrics = get(toy, "/metrics")
     assert f"qstar_policy_tokens_total {float(spent)}" in metrics
     assert 'qstar_requests_total{path="/v1/chat/completions",status="200"} 1.0' in metrics
@@ -236,6 +251,7 @@ def test_health_metrics_and_closing(toy: Served) -> None:
 def test_logs_leave_questions_out_unless_told(toy: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "qstar.server"):
         ask(toy, "a private question")
+        until(lambda: '"request"' in caplog.text)  # written once the answer is out
         assert "private" not in caplog.text
         events = [json.loads(record.message) for record in caplog.records if record.name == "qstar.server"]
         assert {event["event"] for event in events} == {"search", "request"}
