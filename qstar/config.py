@@ -100,6 +100,8 @@ class PolicyConfig:
     """Continuations decoded at once."""
     cache_megabytes: int = 2048
     """Budget for cached prefixes; the least recently used goes first."""
+    backend: str | None = None
+    """What samples the steps in this process: vllm, which must be installed, or null for the engine of this package."""
     remote: str | None = None
     """URL of an OpenAI-compatible server that samples the steps, such as http://127.0.0.1:8000/v1 (null: this machine).
     Its API key is read from the environment variable QSTAR_API_KEY."""

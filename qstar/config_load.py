@@ -193,6 +193,7 @@ def check_ranges(config: RunConfig) -> None:
     operations = 2 <= generator.min_operations <= generator.max_operations <= 8
     budgets = bool(c.eval.budgets) and min(c.eval.budgets) >= 1
     remote, local = c.policy.remote, c.policy.remote is None
+    own = local and c.policy.backend is None
     rules: list[tuple[str, bool, str]] = [
         ("seed", 0 <= c.seed < 2**63, "from 0 to 2**63 - 1"),
         ("data.dev_percent", 1 <= c.data.dev_percent <= 50, "from 1 to 50"),
@@ -203,8 +204,13 @@ def check_ranges(config: RunConfig) -> None:
         ("policy.remote_model", local == (c.policy.remote_model is None), "given with policy.remote, and only then"),
         (
             "policy.calculator",
-            local or c.policy.calculator != "assist",
-            "off or prune with policy.remote, because a server does not let numbers be put in place while it samples",
+            own or c.policy.calculator != "assist",
+            "off or prune with policy.remote or policy.backend, which let no numbers be put in place while they sample",
+        ),
+        (
+            "policy.backend",
+            c.policy.backend in (None, "vllm" if local else None),
+            "vllm, or null; null with policy.remote",
         ),
         ("student.on_policy.divergence", 0 <= divergence <= 1, "from 0 to 1"),
         ("eval.budgets", budgets, "one or more budgets of at least 1"),

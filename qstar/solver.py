@@ -131,29 +131,34 @@ def load_models(model: Path, q: Path | None, config: PolicyConfig, device: str) 
     """The policy of a checkpoint and the value model of a Q folder.
 
     A frozen-trunk head is read inside the policy's own forward pass, so the value model is None; a separate trunk
-    gives a value model. With `q` None the policy has no values. With `config.remote` a server samples the steps, and
-    the checkpoint here gives a frozen-trunk head what it reads.
+    gives a value model. With `q` None the policy has no values. With `config.remote` a server samples the steps, with
+    `config.backend` vLLM does, and the checkpoint here gives a frozen-trunk head what it reads.
     """
     from qstar.policy.engine import LanguageModelPolicy
     from qstar.policy.hub import load_causal_lm, load_tokenizer, model_revision
+    from qstar.policy.in_vllm import VllmPolicy
     from qstar.policy.remote import RemotePolicy
     from qstar.value.head import ValueHead
     from qstar.value.model import ValueModel
 
     tokenizer = load_tokenizer(str(model))
-    if q is None and config.remote is not None:
-        return RemotePolicy(config, tokenizer), None
+    other: Policy | None = None
+    if config.remote is not None:
+        other = RemotePolicy(config, tokenizer)
+    elif config.backend == "vllm":
+        other = VllmPolicy(str(model), tokenizer, config)
+    if q is None and other is not None:
+        return other, None
     language_model = load_causal_lm(str(model), dtype=config.dtype, device=device)
     if q is None:
         return LanguageModelPolicy(language_model, tokenizer, config), None
     head = ValueHead.from_pretrained(q)
     head.config.check(base_revision=model_revision(str(model)), tokenizer=tokenizer)
-    if head.config.trunk == "frozen" and config.remote is not None:
-        return RemotePolicy(config, tokenizer), ValueModel(language_model, tokenizer, head.to(device))
+    if head.config.trunk == "frozen" and other is not None:
+        return other, ValueModel(language_model, tokenizer, head.to(device))
     if head.config.trunk == "frozen":
         return LanguageModelPolicy(language_model, tokenizer, config, head.to(device)), None
-    remote = config.remote is not None
-    policy = RemotePolicy(config, tokenizer) if remote else LanguageModelPolicy(language_model, tokenizer, config)
+    policy = other or LanguageModelPolicy(language_model, tokenizer, config)
     return policy, ValueModel.from_pretrained(q, dtype=config.dtype, device=device)
 
 

@@ -26,17 +26,15 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from qstar.config import PolicyConfig
 from qstar.errors import UserError, printable
-from qstar.grading.answer import is_answer_step
-from qstar.grading.steps import equations
+from qstar.policy.jobs import Job, Row
 from qstar.policy.prompt import SEPARATOR, encode_written, render_prompt
-from qstar.types import Candidate, Finish, Proposal, Request, Step, derive_seed
+from qstar.types import Candidate, Proposal, Request, Step, derive_seed
 
 API_KEY = "QSTAR_API_KEY"
 """Environment variable with the server's API key; nothing is sent without one."""
@@ -78,32 +76,6 @@ class _WrongAnswerError(Exception):
     """An answer that is no completion as OpenAI's interface defines it."""
 
 
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A candidate in work."""
-
-    steps: list[Step] = field(default_factory=list)
-    tokens: int = 0
-    finish: Finish | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A request in work."""
-
-    request: Request
-    rows: list[_Row]
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-
-    def proposal(self) -> Proposal | None:
-        """The answer, once every candidate is finished."""
-        finished = [Candidate(tuple(row.steps), row.finish, row.tokens) for row in self.rows if row.finish]
-        if len(finished) < len(self.rows):
-            return None
-        return Proposal(self.request, tuple(finished), self.prompt_tokens, self.cached_tokens)
-
-
 class RemotePolicy:
     """`qstar.types.Policy` over the server at `config.remote`, whose model is `config.remote_model`.
 
@@ -137,14 +109,14 @@ class RemotePolicy:
 
     def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
         """Serve the queue, `config.remote_calls` calls at once; see `qstar.types.Policy`."""
-        calls: dict[Future[_Answer], tuple[_Job, list[_Row]]] = {}
-        waiting: deque[tuple[_Job, list[_Row]]] = deque()
+        calls: dict[Future[_Answer], tuple[Job, list[Row]]] = {}
+        waiting: deque[tuple[Job, list[Row]]] = deque()
         try:
             while requests or waiting or calls:
                 while len(calls) < self.config.remote_calls and (waiting or requests):
                     if not waiting:
                         request = requests.popleft()
-                        job = _Job(request, [_Row() for _ in range(request.n)])
+                        job = Job(request, [Row() for _ in range(request.n)])
                         if request.n < 1 or request.max_tokens < 1:
                             yield Proposal(request, (Candidate((), "length", 0),) * request.n)
                             continue
@@ -161,7 +133,7 @@ class RemotePolicy:
             for future in calls:
                 future.cancel()
 
-    async def _sample(self, job: _Job, rows: list[_Row]) -> _Answer:
+    async def _sample(self, job: Job, rows: list[Row]) -> _Answer:
         """The next step of candidates that are at the same state."""
         request, row = job.request, rows[0]
         cap = min(request.max_step_tokens, request.max_tokens - row.tokens)
@@ -192,7 +164,7 @@ class RemotePolicy:
             prompt, cached = prompt + part.prompt_tokens, cached + part.cached_tokens
         return _Answer(sampled, prompt, cached)
 
-    def _take(self, job: _Job, rows: list[_Row], answer: _Answer) -> None:
+    def _take(self, job: Job, rows: list[Row], answer: _Answer) -> None:
         """Give candidates the steps that the server wrote, and decide which of them end."""
         job.prompt_tokens += answer.prompt_tokens
         job.cached_tokens += answer.cached_tokens
@@ -201,20 +173,10 @@ class RemotePolicy:
                 row.finish = "length"
             return
         for row, (text, newline, cut, logprob, tokens) in zip(rows, answer.sampled, strict=True):
-            row.tokens += tokens
-            false = self.config.calculator == "prune" and any(e.holds is False for e in equations(text))
-            if cut or false or (newline and not text.strip()):
-                row.finish = "length"
-                continue
             text += SEPARATOR * newline
             ids = encode_written(self.tokenizer, text) if self.tokenizer is not None else ()
-            row.steps.append(Step(text, tuple(ids), logprob))
-            if not newline or is_answer_step(text):
-                row.finish = "terminal"
-            elif len(row.steps) >= job.request.max_steps:
-                row.finish = "step"
-            elif row.tokens >= job.request.max_tokens:
-                row.finish = "length"
+            step = None if cut else Step(text, tuple(ids), logprob)
+            row.take(step, tokens, job.request, prune=self.config.calculator == "prune")
 
     async def _post(self, body: dict[str, Any]) -> Any:
         """The server's answer as JSON data, None if the prompt is too long for its model."""
