@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from qstar.config import PolicyConfig
+from qstar.config import PolicyConfig, ScratchConfig
 from qstar.errors import UserError
 from qstar.policy.prompt import SEPARATOR, encode_prompt
+from qstar.policy.scratch import new_model
 from qstar.types import Request, State
-from tests.tiny import model as tiny_model
 from tests.tiny import tokenizer as tiny_tokenizer
 
 CONFIG = PolicyConfig(calculator="off", temperature=0.8, top_k=20, max_step_tokens=12, max_steps=4, batch_rows=32)
@@ -38,7 +38,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
     from qstar.policy.in_vllm import VllmPolicy
 
     folder = tmp_path_factory.mktemp("model")
-    model, tokenizer = tiny_model(), tiny_tokenizer()
+    # vLLM's attention on CPUs wants heads of at least 32.
+    shape = ScratchConfig(hidden_size=64, layers=2, heads=2, kv_heads=1, intermediate_size=96, max_positions=1024)
+    tokenizer = tiny_tokenizer()
+    model = new_model(shape, tokenizer, seed=0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return VllmPolicy(str(folder), tokenizer, CONFIG, enforce_eager=True), model.eval(), tokenizer
@@ -84,7 +87,11 @@ def test_the_contract_of_a_policy(pair: tuple[Any, Any, Any]) -> None:
                 assert step.logprob == pytest.approx(expected, abs=0.02)
     again = propose(policy, requests[0])[0]
     assert [c.steps for c in again.candidates] == [c.steps for c in found[0].candidates]
-    assert again.cached_tokens > 0
+    # The cache works by blocks of up to 128 tokens.
+    long = Request(State(QUESTION * 12), 2, 0, 0.8, 1, 12, 12)
+    assert propose(policy, long)[0].prompt_tokens > 256
+    repeated = propose(policy, long)[0]
+    assert repeated.cached_tokens >= 256
 
 
 @pytest.mark.slow
