@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -169,3 +173,22 @@ def test_wandb_offline_has_a_run_for_each_training(tmp_path: Path, monkeypatch: 
     # Runs of the same second are in the order of their random names.
     assert sorted(seen()) == [(False, True), (True, False), (True, False)]
     assert len(rows(tmp_path / "stage")) == 5
+
+
+@installed("trackio")
+@pytest.mark.slow
+def test_trackio_has_a_run_for_each_part(tmp_path: Path) -> None:
+    # It reads where to keep its data when it is imported, so it gets a process of its own.
+    program = f"""
+from pathlib import Path
+from qstar.runs.tracking import Tracking
+with Tracking(Path({str(tmp_path / "run")!r}), "trackio").log("results", Path({str(tmp_path / "stage")!r})) as log:
+    log(7, {{"eval/accuracy": 0.5}})
+"""
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        found = connection.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
+    assert [(name, step, json.loads(text)["eval/accuracy"]) for name, step, text in found] == [("run-results", 7, 0.5)]
