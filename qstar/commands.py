@@ -245,21 +245,23 @@ def evaluate_run(
 def sweep_run(path: Path, budgets: tuple[int, ...] | None, limit: int | None) -> None:
     """A* on dev problems under every setting of `qstar.evaluate.compare.SWEEP`; the figures go to RUN/evals/."""
     from qstar.evaluate.compare import sweep
-    from qstar.evaluate.table import accuracy_table, heuristic_table
+    from qstar.evaluate.optimality import optimality
+    from qstar.evaluate.table import accuracy_table, heuristic_table, optimality_line
 
     run = open_run(path, "sft", "train-q")
     problems = run.dev[:limit]
     policy, value = run.models(with_value=True)
     folder = path / "evals" / f"sweep-dev-{len(problems)}-{run.revisions}"
-    comparison = sweep(
-        problems, policy, value, run.config, folder, run.config.seed, budgets=budgets or run.config.eval.budgets
-    )
+    budgets = budgets or run.config.eval.budgets
+    comparison = sweep(problems, policy, value, run.config, folder, run.config.seed, budgets=budgets)
     write_json(folder / "comparison.json", comparison.to_json())
+    gap = optimality(problems, policy, value, run.config, max(budgets))
+    write_json(folder / "optimality.json", dataclasses.asdict(gap))
     console = Console()
     for table in (accuracy_table(comparison), heuristic_table(comparison)):
         console.print()
         console.print(table)
-    print(f"figures: {folder}")
+    print(f"\n{optimality_line(gap, max(budgets))}\nfigures: {folder}")
 
 
 def audit_run(path: Path, scorer: Path | None) -> None:

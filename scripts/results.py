@@ -24,6 +24,7 @@ KEPT = (
     "train-q/q/reliability.png",
     "eval/comparison.json",
     "evals/*/comparison.json",
+    "evals/*/optimality.json",
     "evals/*/*.png",
     "audit/*",
 )

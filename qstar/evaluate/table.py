@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qstar.evaluate.compare import RULES, Cell, Comparison, paired
+from qstar.evaluate.optimality import Optimality
 from qstar.evaluate.stats import CoveragePoint, abstaining, covering, tokens_to_reach
 from qstar.search import STRATEGIES
 
@@ -128,6 +129,19 @@ def heuristic_table(comparison: Comparison) -> RenderableType:
         _at("Heuristic: violations of h(s) <= c + h(s.a), and order of f against success", comparison),
         ["edges", "violated %", "mean nats", "largest", "order AUC", "pairs"],
         body,
+    )
+
+
+def optimality_line(gap: Optimality, budget: int) -> str:
+    """What was found of the gap between the first and the most probable correct solution."""
+    text = (
+        f"Optimality at {budget} tokens: {gap.enumerated} of {gap.problems} problems have nearly all solutions listed"
+    )
+    if gap.best is None or gap.mean is None or gap.largest is None:
+        return f"{text}; in none of them the search took up a correct one"
+    return (
+        f"{text};\nin {gap.judged} the search took up a correct one: {_percent(gap.best)} % the most probable one, gap "
+        f"{gap.mean:.2f} nats in the mean, {gap.largest:.2f} at most"
     )
 
 

@@ -92,8 +92,14 @@ def optimality_gap(tree: Tree, verify: Verify, optimum: float) -> float | None:
     optimum: -log of the probability of the most probable correct solution, from enumeration. None if the search took
     up no correct solution.
     """
+    first = first_correct(tree, verify)
+    return None if first is None else first.g - optimum
+
+
+def first_correct(tree: Tree, verify: Verify) -> Node | None:
+    """The first correct solution that the search took up, None if there is none."""
     found = [node for node in tree.terminals if node.order is not None and verify(tree, node)]
-    return min(found, key=lambda node: node.order or 0).g - optimum if found else None
+    return min(found, key=lambda node: node.order or 0, default=None)
 
 
 def failure(tree: Tree, verify: Verify, rule: Rule = "value", promising: Verify | None = None) -> Failure:

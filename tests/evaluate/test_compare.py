@@ -130,7 +130,7 @@ def test_no_strategy_or_budget_gains_from_another(tmp_path: Path) -> None:
     assert len(starts) >= 6 * 3 * 2
 
 
-@pytest.mark.parametrize(("after", "kept"), [(0, 0), (51, 3), (135, 10), (272, 21)])
+@pytest.mark.parametrize(("after", "kept"), [(0, 0), (51, 3), (135, 10), (272, 18)])
 def test_a_stopped_comparison_ends_in_the_same_bytes(tmp_path: Path, after: int, kept: int) -> None:
     whole = run(tmp_path / "whole")
     policy = Stops(HAND, after)
