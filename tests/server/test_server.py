@@ -142,7 +142,7 @@ def test_malformed_bodies_are_refused(toy: Served, data: bytes) -> None:
 
 
 def test_an_oversized_and_a_slow_body_are_refused() -> None:
-    with served(body=2000, body_seconds=0.3) as server:
+    with served(body=2000, body_seconds=1.0) as server:
         assert post(server, json.dumps(body("q" * 3000)).encode())[0] == 413
         with socket.create_connection(("127.0.0.1", server.port), 10) as slow:
             slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
@@ -189,13 +189,13 @@ def test_a_client_that_leaves_cancels_its_search(stream: bool) -> None:
 
 
 def test_a_search_whose_time_is_up_gives_its_best_answer() -> None:
-    with served(PacedPolicy(0.02), seconds=1.0) as server:
+    with served(PacedPolicy(0.02), seconds=3.0) as server:
         reply = ask(server, extra_body={"budget": 4000})
         assert reply.choices[0].finish_reason == "length"
         assert reply.model_extra["qstar"]["answer"] is not None
         assert not reply.model_extra["qstar"]["complete"]
         assert 0 < reply.usage.completion_tokens < 4000
-    with served(seconds=0.3) as server:
+    with served(seconds=2.0) as server:
         server.policy.stopped.set()
         # It has begun but has nothing yet: no text, and not called an answer.
         reply = ask(server)
