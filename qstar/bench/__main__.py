@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from qstar.bench.measures import MEASURES, Bench, Measure, best_batch
+from qstar.bench.measures import MEASURES, Bench, Measure, best_batch, peak_memory
 from qstar.bench.roofline import roofline
 from qstar.errors import UserError
 from qstar.policy.engine import LanguageModelPolicy
@@ -54,7 +53,7 @@ def measure(args: argparse.Namespace) -> None:
             raise UserError(f"unknown measure {name!r}; choose from {', '.join(MEASURES)}")
     if min(args.many, args.tokens - 1, args.repeats) < 1:
         raise UserError("--many and --repeats must be at least 1, --tokens at least 2")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak_memory()
     solver = Solver.load(args.run)
     config = solver.config
     if args.budget is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections import deque
@@ -111,13 +112,23 @@ def memory(bench: Bench) -> Measure:
     What Python and its libraries take before a model is loaded is left out. Run it first: a peak stays.
     """
     run(bench, bench.policy, bench.many, bench.search(strategy="astar"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - bench.before
+    peak = peak_memory() - bench.before
     weights = sum(parameter.nbytes for parameter in bench.policy.model.parameters())
     held = bench.policy.cache.budget + weights
     figures = {"peak": peak, "weights": weights, "cache budget": bench.policy.cache.budget}
     return Measure(
         "peak memory / weights and cache", peak / held, 1.2, True, {**figures, "cache": bench.policy.cache.nbytes}
     )
+
+
+def peak_memory() -> int:
+    """Most bytes of memory this process has had so far."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # What getrusage says on Linux includes the process that started this one.
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")) * 1024
 
 
 def _searching(bench: Bench, strategy: str, name: str, target: float) -> Measure:
