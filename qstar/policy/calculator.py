@@ -11,7 +11,7 @@ from typing import Any
 
 from qstar.errors import UserError
 from qstar.grading.arithmetic import calculate, trailing_expression
-from qstar.policy.prompt import SEPARATOR
+from qstar.policy.prompt import SEPARATOR, encode_step
 
 MAX_DECIMALS = 6
 """A value with more decimals is left to the model."""
@@ -25,7 +25,7 @@ class TokenText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._anchor: list[int] = tokenizer.encode(SEPARATOR, add_special_tokens=False)
+        self._anchor = encode_step(tokenizer, SEPARATOR)
         if not self._anchor:
             raise UserError("the tokenizer cannot encode a newline; choose a model whose tokenizer can")
         self._prefix = len(self._decode(self._anchor))
@@ -44,7 +44,7 @@ class TokenText:
 
     def encode(self, text: str) -> list[int]:
         """Tokens that decode to exactly `text`, or [] if the tokenizer has none."""
-        ids: list[int] = self._tokenizer.encode(SEPARATOR + text, add_special_tokens=False)
+        ids = encode_step(self._tokenizer, SEPARATOR + text)
         head, tail = ids[: len(self._anchor)], ids[len(self._anchor) :]
         return tail if head == self._anchor and self.text(tail) == text else []
 

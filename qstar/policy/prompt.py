@@ -7,6 +7,7 @@ the ids of its parts and a child never changes what its parent already encoded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import Any
 
 SEPARATOR = "\n"
@@ -14,6 +15,10 @@ SEPARATOR = "\n"
 
 ANSWER_MARK = "####"
 """Opens the answer line."""
+
+_ONE_AT_A_TIME = Lock()
+"""Whether control tokens are text is a switch on the tokenizer, set by each call: two threads would set it for each
+other, and a question could then forge a control token."""
 
 
 def render_prompt(question: str) -> str:
@@ -23,17 +28,18 @@ def render_prompt(question: str) -> str:
 
 def encode_prompt(tokenizer: Any, question: str) -> list[int]:
     """Token ids of the prompt. Control tokens written inside a question are encoded as plain text."""
-    ids: list[int] = tokenizer.encode(render_prompt(question), add_special_tokens=False, split_special_tokens=True)
+    ids = encode_step(tokenizer, render_prompt(question))
     bos = tokenizer.bos_token_id
     # Models trained with a beginning-of-sequence token expect it; ask the tokenizer instead of guessing by name.
-    if bos is not None and tokenizer.encode("a")[:1] == [bos]:
-        return [bos, *ids]
-    return ids
+    with _ONE_AT_A_TIME:
+        begins = bos is not None and tokenizer.encode("a")[:1] == [bos]
+    return [bos, *ids] if begins else ids
 
 
 def encode_step(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of one step's text, separator included if the text has it."""
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    """Token ids of one step's text, separator included if the text has it. Safe to call from several threads."""
+    with _ONE_AT_A_TIME:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     return ids
 
 
