@@ -99,7 +99,7 @@ class PolicyConfig:
     batch_rows: int = 128
     """Continuations decoded at once."""
     cache_megabytes: int = 2048
-    """Budget for cached prefixes; the least recently used goes first."""
+    """Budget for all keys and values: rows in work take up to three quarters, cached prefixes the rest."""
     backend: str | None = None
     """What samples the steps in this process: vllm, which must be installed, or null for the engine of this package."""
     remote: str | None = None

@@ -162,7 +162,7 @@ _LEAST: dict[int, tuple[str, ...]] = {
     2: ("policy.max_step_tokens",),
     1: (
         "data.generator.test",
-        *(f"policy.{name}" for name in ("top_k", "max_steps", "batch_rows", "remote_calls")),
+        *(f"policy.{name}" for name in ("top_k", "max_steps", "batch_rows", "cache_megabytes", "remote_calls")),
         "rollout.samples",
         *(f"search.{name}" for name in ("budget", "children", "beam_width")),
         *(f"traces.{name}" for name in ("per_problem", "wordings", "tokens")),
@@ -172,7 +172,6 @@ _LEAST: dict[int, tuple[str, ...]] = {
     ),
     0: (
         "data.generator.max_distractors",
-        "policy.cache_megabytes",
         *(f"search.{name}" for name in ("g_weight", "h_weight", "step_penalty", "smoothing")),
         *(f"{sft}.weight_decay" for sft in _SFT),
     ),

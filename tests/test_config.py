@@ -154,7 +154,7 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
         ("policy.max_step_tokens", "1"),
         ("policy.max_steps", "0"),
         ("policy.batch_rows", "0"),
-        ("policy.cache_megabytes", "-1"),
+        ("policy.cache_megabytes", "0"),
         ("sft.epochs", "0"),
         ("sft.batch_size", "0"),
         ("sft.learning_rate", "0"),

@@ -107,18 +107,17 @@ def best_batch(bench: Bench) -> int:
 
 
 def memory(bench: Bench) -> Measure:
-    """Peak memory of the process after searching many problems, over the weights and the budget of the prefix cache.
+    """Peak memory of the process after searching many problems, over the weights and the budget for keys and values.
 
     What Python and its libraries take before a model is loaded is left out. Run it first: a peak stays.
     """
     run(bench, bench.policy, bench.many, bench.search(strategy="astar"))
     peak = peak_memory() - bench.before
     weights = sum(parameter.nbytes for parameter in bench.policy.model.parameters())
-    held = bench.policy.cache.budget + weights
-    figures = {"peak": peak, "weights": weights, "cache budget": bench.policy.cache.budget}
-    return Measure(
-        "peak memory / weights and cache", peak / held, 1.2, True, {**figures, "cache": bench.policy.cache.nbytes}
-    )
+    policy = bench.policy
+    figures = {"peak": peak, "weights": weights, "cache budget": policy.budget, "cache": policy.cache.nbytes}
+    figures["rows"] = sum(store.nbytes for store in policy._stores)
+    return Measure("peak memory / weights and cache", peak / (policy.budget + weights), 1.2, True, figures)
 
 
 def peak_memory() -> int:
@@ -176,16 +175,16 @@ def against_dynamic_cache(bench: Bench) -> Measure:
 
 def prefix_cache(bench: Bench) -> Measure:
     """Wall time of A* without a prefix cache against with it."""
-    budget, search = bench.policy.cache.budget, bench.search(strategy="astar")
+    search = bench.search(strategy="astar")
 
-    def timed(size: int) -> float:
-        bench.policy.cache.budget = size
+    def timed(caching: bool) -> float:
+        bench.policy.caching = caching
         try:
             return run(bench, bench.policy, 32, search)[0]
         finally:
-            bench.policy.cache.budget = budget
+            bench.policy.caching = True
 
-    off, on = alternating(bench.repeats, lambda: timed(0), lambda: timed(budget))
+    off, on = alternating(bench.repeats, lambda: timed(False), lambda: timed(True))
     return Measure("prefix cache off / on", off / on, 2.0, False, {"off": off, "on": on})
 
 

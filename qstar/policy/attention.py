@@ -72,7 +72,7 @@ def pack(
     store: RowStore, lengths: list[int], spans: list[tuple[int, int, int]], group: int, dtype: torch.dtype
 ) -> Packed:
     """Describe a pass: row i < len(lengths) feeds one token at position lengths[i]; a span is (row, start, tokens)."""
-    device = store.kv.device
+    device = store.device
     rows, positions = list(range(len(lengths))), list(lengths)
     packed_spans = []
     for row, start, count in spans:

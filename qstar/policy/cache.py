@@ -4,13 +4,14 @@ A state is a chain of segments: its prompt, then one segment per step. A segment
 tokens it adds and nothing else, so a state costs memory only for its own last step, and the tokens that can follow it
 (the most likely ones with their logits), so that its children start without a forward pass.
 
-Memory: segments kept here never exceed the budget. Beside them live the row store (rows * longest row) and the
-segments that continuations in work still need, which are at most those of one path per row.
+Memory: the row store takes what it needs, up to a share of the budget for keys and values; segments take the rest. A
+segment counts until it is freed, so one that left the cache while a continuation still needs it counts too.
 """
 
 from __future__ import annotations
 
 import hashlib
+import weakref
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ def child_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
     return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=16).digest()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Segment:
     """The tokens one step (or the prompt) adds to its parent's chain.
 
@@ -66,6 +67,7 @@ class PrefixCache:
     """Segments by chain, within a budget of bytes; the least recently used goes first.
 
     Using a segment also uses its ancestors, more recently than itself, so a segment never outlives its parent here.
+    nbytes: bytes of all segments that were ever added and still exist, in the cache or not.
     """
 
     def __init__(self, budget: int) -> None:
@@ -91,58 +93,101 @@ class PrefixCache:
         return found
 
     def add(self, segment: Segment) -> None:
-        """Keep a segment (and its ancestors, if one was evicted meanwhile), then evict down to the budget."""
+        """Keep a new segment (and its ancestors, if one was evicted meanwhile), then evict down to the budget."""
+        self.nbytes += segment.nbytes
+        weakref.finalize(segment, self._freed, segment.nbytes)
         self._touch(segment)
-        while self.nbytes > self.budget:
-            _, evicted = self._segments.popitem(last=False)
-            self.nbytes -= evicted.nbytes
+        self.resize(self.budget)
+
+    def resize(self, budget: int) -> None:
+        """Set the budget and evict down to it."""
+        self.budget = budget
+        while self.nbytes > budget and self._segments:
+            self._segments.popitem(last=False)
+
+    def _freed(self, nbytes: int) -> None:
+        self.nbytes -= nbytes
 
     def _touch(self, segment: Segment) -> None:
         node: Segment | None = segment
         while node is not None:
-            if node.key not in self._segments:
-                self._segments[node.key] = node
-                self.nbytes += node.nbytes
+            self._segments[node.key] = node
             self._segments.move_to_end(node.key)
             node = node.parent
 
 
 class RowStore:
-    """Preallocated keys and values of the rows in work: kv is [layers, 2, rows, kv_heads, length, head_dim].
+    """Preallocated keys and values of the rows in work: for each layer [2, rows, kv_heads, length, head_dim].
 
-    Nothing is concatenated while decoding; rows (up to the number given) and length grow in large steps, rarely.
+    Nothing is concatenated while decoding. Rows (at most `rows`) and length grow in large steps, layer by layer, so
+    that old and new never exist together as a whole. budget: bytes that the shapes of `plan` stay within.
     """
 
-    BLOCK = 128
+    BLOCK = 64
 
     def __init__(
-        self, layers: int, rows: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        rows: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        budget: int,
     ) -> None:
-        self.rows = rows
+        self.rows, self.budget, self.device = rows, budget, device
         # Zeros, not empty memory: masked positions get weight 0, and 0 * NaN would still be NaN.
-        self.kv = torch.zeros(layers, 2, 0, kv_heads, 0, head_dim, dtype=dtype, device=device)
+        self.kv = [torch.zeros(2, 0, kv_heads, 0, head_dim, dtype=dtype, device=device) for _ in range(layers)]
+        self.token_bytes = 2 * layers * kv_heads * head_dim * torch.finfo(dtype).bits // 8
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return sum(layer.nbytes for layer in self.kv)
+
+    def fitting(self, length: int) -> int:
+        """How many rows of `length` positions the budget allows."""
+        return min(self.rows, self.budget // (self.token_bytes * self.rounded(length)))
+
+    def plan(self, rows: int, length: int) -> tuple[int, int]:
+        """The shape in which `rows` rows of `length` positions fit: the present one if they do, else a larger one, or
+        one with more rows and shorter ones (or the reverse) where the budget allows no more."""
+        _, old_rows, _, old_length, _ = self.kv[0].shape
+        if rows <= old_rows and length <= old_length:
+            return old_rows, old_length
+        longer = max(old_length, self.rounded(length))
+        if self.fitting(longer) < rows:
+            longer = self.rounded(length)
+        # Doubling the rows at a time: growth is rare.
+        return max(rows, min(max(old_rows, 2 * rows), self.fitting(longer))), longer
 
     def reserve(self, rows: int, length: int) -> None:
-        """Make room for `rows` rows of `length` positions, keeping what is stored."""
-        old = self.kv
-        if rows <= old.shape[2] and length <= old.shape[4]:
+        """Make room for `rows` rows of `length` positions (see `plan`), keeping those rows up to that length."""
+        shape = self.plan(rows, length)
+        _, old_rows, kv_heads, old_length, width = self.kv[0].shape
+        if shape == (old_rows, old_length):
             return
-        if rows > old.shape[2]:
-            rows = min(self.rows, max(rows, 2 * old.shape[2]))
-        blocks = -(-max(length, old.shape[4]) // self.BLOCK)
-        shape = (*old.shape[:2], max(rows, old.shape[2]), old.shape[3], blocks * self.BLOCK, old.shape[5])
-        self.kv = torch.zeros(shape, dtype=old.dtype, device=old.device)
-        self.kv[:, :, : old.shape[2], :, : old.shape[4]] = old
+        rows, length = min(old_rows, shape[0]), min(old_length, shape[1])
+        for i, old in enumerate(self.kv):
+            self.kv[i] = old.new_zeros(2, shape[0], kv_heads, shape[1], width)
+            self.kv[i][:, :rows, :, :length] = old[:, :rows, :, :length]
 
-    def load(self, row: int, path: Sequence[Segment]) -> None:
-        """Copy a chain of segments into a row."""
-        for segment in path:
-            self.kv[:, :, row, :, segment.start : segment.end] = segment.kv
+    def load(self, rows: Sequence[int], path: Sequence[Segment]) -> None:
+        """Copy a chain of segments into some rows."""
+        prefix = torch.cat([segment.kv for segment in path], dim=3)
+        for layer, values in zip(self.kv, prefix, strict=True):
+            for row in rows:
+                layer[:, row, :, : prefix.shape[3]] = values
 
     def cut(self, row: int, start: int, end: int) -> Tensor:
         """A copy of positions start..end of a row: [layers, 2, kv_heads, end - start, head_dim]."""
-        return self.kv[:, :, row, :, start:end].clone()
+        return torch.stack([layer[:, row, :, start:end] for layer in self.kv])
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of one row to another."""
-        self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
+        for layer in self.kv:
+            layer[:, target, :, :length] = layer[:, source, :, :length]
+
+    def rounded(self, length: int) -> int:
+        """The next multiple of BLOCK."""
+        return -(-length // self.BLOCK) * self.BLOCK

@@ -8,10 +8,15 @@ keys serve every child of that state.
 A continuation depends only on its prefix, its seed and the model, not on the rest of the batch. On a CPU that holds
 bit for bit, as long as the cache keeps the prefixes of requests in work: sizes are padded so that kernels round alike
 (see `attention`). A stopped run that is continued with other batches thus ends in the same bytes.
+
+Memory: keys and values stay within `policy.cache_megabytes`. Rows in work take up to ROW_SHARE of it, cached prefixes
+what rows leave. Where rows have grown too long for all of them to fit, the last ones go back to the end of their last
+step and wait.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +40,14 @@ from qstar.types import Candidate, Finish, Proposal, Request, Step, derive_seed
 from qstar.value.features import path_features
 
 T = TypeVar("T")
+
+MEGABYTE = 2**20
+
+ROW_SHARE = 0.75
+"""Rows in work may take this share of the memory for keys and values; the rest is for cached prefixes."""
+
+ENCODED_AT_ONCE = 2048
+"""Prefix tokens encoded in one pass, unless a single prefix is longer: bounds the activations."""
 
 
 class Head(Protocol):
@@ -62,6 +75,12 @@ class _Job:
     cached: int
     candidates: list[Candidate | None]
 
+    def rows(self) -> list[_Row]:
+        """Its continuations, once its prefix is cached."""
+        assert self.node is not None
+        node, seed = self.node, self.request.seed
+        return [_Row(self, i, derive_seed(seed, i), node, node.end) for i in range(self.request.n)]
+
     def proposal(self) -> Proposal | None:
         """The answer, once every candidate is finished."""
         finished = [candidate for candidate in self.candidates if candidate is not None]
@@ -88,6 +107,15 @@ class _Row:
     ended: bool = False  # the last token ends a step and is being fed
     finish: Finish | None = None  # set when that step is the last one
 
+    def reset(self, cached: bool) -> None:
+        """Go back to the end of the last step that is `cached`, or to the start."""
+        self.count -= len(self.ids)
+        if not cached:
+            self.steps, self.count = [], 0
+        self.length, self.ids, self.text, self.logprob = self.node.end, [], "", 0.0
+        self.forced.clear()
+        self.ended, self.finish = False, None
+
     def path(self) -> list[Step]:
         """The steps of the state, the current one last."""
         return [*self.job.request.state.steps, *self.steps, Step(self.text, tuple(self.ids), self.logprob)]
@@ -99,7 +127,7 @@ class _Work:
 
     store: RowStore
     rows: list[_Row | None] = field(default_factory=list)
-    waiting: deque[tuple[_Job, int]] = field(default_factory=deque)
+    waiting: deque[_Row] = field(default_factory=deque)
     done: list[Proposal] = field(default_factory=list)
 
     def active(self) -> list[_Row]:
@@ -122,7 +150,9 @@ class LanguageModelPolicy:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token; set one before making a policy")
         self.model, self.tokenizer, self.config, self.head = model, tokenizer, config, head
-        self.cache = PrefixCache(config.cache_megabytes * 2**20)
+        self.budget = config.cache_megabytes * MEGABYTE  # bytes of all keys and values
+        self.caching = True
+        self.cache = PrefixCache(self.budget)
         # Within its window, sliding attention is full attention.
         self.context = min(shape.max_position_embeddings, getattr(shape, "sliding_window", None) or 2**31)
         self._heads = shape.num_attention_heads
@@ -134,18 +164,26 @@ class LanguageModelPolicy:
         self._eos = {tokenizer.eos_token_id, *(generation if isinstance(generation, list) else [generation])}
         self._prompt = lru_cache(4096)(lambda question: tuple(encode_prompt(tokenizer, question)))
         self._stores: list[RowStore] = []
+        self._idle: list[RowStore] = []
 
     def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
-        """Serve the queue with continuous batching; see `qstar.types.Policy`."""
+        """Serve the queue with continuous batching; see `qstar.types.Policy`.
+
+        A call within a call has rows of its own beside the budget. Raises UserError for a question longer than the
+        model's context and for a continuation whose keys and values cannot fit.
+        """
         self.model.eval()
-        work = _Work(self._stores.pop() if self._stores else self._new_store())
+        if not self._idle:
+            self._idle.append(self._new_store())
+            self._stores += self._idle
+        work = _Work(self._idle.pop())
         try:
             while requests or work.rows or work.waiting:
                 self._iterate(requests, work)
                 done, work.done = work.done, []
                 yield from done
         finally:
-            self._stores.append(work.store)
+            self._idle.append(work.store)
 
     def check(self, question: str) -> None:
         """Raise UserError for a question longer than the model's context."""
@@ -158,14 +196,37 @@ class LanguageModelPolicy:
 
     def _new_store(self) -> RowStore:
         rows = self.config.batch_rows
-        return RowStore(
-            self._layers, rows, self._kv_heads, self._head_dim, self.model.dtype, torch.device(self.model.device)
-        )
+        device, share = torch.device(self.model.device), int(ROW_SHARE * self.budget)
+        return RowStore(self._layers, rows, self._kv_heads, self._head_dim, self.model.dtype, device, share)
+
+    def _reserve(self, store: RowStore, rows: int, length: int) -> None:
+        """Make room in the store, first by evicting cached prefixes."""
+        rows, length = store.plan(rows, length)
+        others = sum(other.nbytes for other in self._stores if other is not store)
+        self.cache.resize(max(0, self.budget - others - rows * length * store.token_bytes))
+        store.reserve(rows, length)
+
+    def _check_fits(self, store: RowStore, length: int) -> None:
+        """Raise UserError if one row of `length` tokens does not fit."""
+        if not store.fitting(length):
+            needed = math.ceil(store.token_bytes * store.rounded(length) / ROW_SHARE / MEGABYTE)
+            raise UserError(
+                f"policy.cache_megabytes is {self.config.cache_megabytes}; the keys and values of one continuation of "
+                f"up to {length} tokens need {needed}: raise it, or lower policy.max_step_tokens or policy.max_steps"
+            )
 
     @torch.inference_mode()
     def _iterate(self, requests: deque[Request], work: _Work) -> None:
         encode = self._admit(requests, work)
-        self._start(work, self.config.batch_rows - len(encode))
+        longest = max(
+            [row.length + 1 for row in [*work.active(), *work.waiting]] + [sum(map(len, job.chain)) for job in encode],
+            default=1,
+        )
+        limit = max(1, work.store.fitting(longest) - len(encode))
+        if len(work.rows) > limit:
+            self._close_gaps(work)
+            self._shed(work, limit)
+        self._start(work, limit, longest)
         self._close_gaps(work)
         rows = work.active()
         if rows or encode:
@@ -175,6 +236,7 @@ class LanguageModelPolicy:
         """Take requests while there is room; return those with a prefix to encode."""
         encode: list[_Job] = []
         keys: set[bytes] = set()
+        tokens, longest = 0, max((row.length + 1 for row in work.active()), default=1)
         taken = sum(row is not None for row in work.rows) + len(work.waiting)
         while requests and taken < self.config.batch_rows:
             request = requests[0]
@@ -190,12 +252,21 @@ class LanguageModelPolicy:
                 job.encoded = job.cached = 0
                 job.candidates = [Candidate((), "length", 0)] * request.n
                 self._report(job, work)
-            elif held == len(chain):
-                work.waiting.extend((job, i) for i in range(request.n))
+                requests.popleft()
+                continue
+            self._check_fits(work.store, min(self.context, total + request.max_tokens))
+            longest = max(longest, total + 1)
+            if taken and taken >= work.store.fitting(longest):
+                break
+            if held == len(chain):
+                work.waiting.extend(job.rows())
                 taken += request.n
             else:
+                tokens += total - cached
+                if encode and tokens > ENCODED_AT_ONCE:
+                    break
                 key = child_key(node.key if node else ROOT, chain[held])
-                if key in keys and self.cache.budget:
+                if key in keys and self.caching:
                     break  # The same prefix is being encoded for an earlier request: wait for it.
                 keys.add(key)
                 encode.append(job)
@@ -203,25 +274,31 @@ class LanguageModelPolicy:
             requests.popleft()
         return encode
 
-    def _start(self, work: _Work, limit: int) -> None:
-        """Give free rows to waiting continuations and draw their first tokens."""
+    def _shed(self, work: _Work, limit: int) -> None:
+        """Send the last rows back to wait where rows in work have become too long for all of them to fit."""
+        while len(work.rows) > limit:
+            row = work.rows.pop()
+            assert row is not None
+            row.reset(self.caching)
+            work.waiting.appendleft(row)
+
+    def _start(self, work: _Work, limit: int, longest: int) -> None:
+        """Give free rows, up to `limit` in all, to waiting continuations and draw their first tokens."""
         while work.waiting:
             free = [i for i, row in enumerate(work.rows) if row is None]
             free += range(len(work.rows), limit)
             free = free[: max(0, limit - len(work.active()))]
             if not free:
                 return
-            fresh: list[tuple[int, _Row]] = []
-            for slot, (job, index) in zip(free, list(work.waiting), strict=False):
-                work.waiting.popleft()
-                assert job.node is not None
-                seed = derive_seed(job.request.seed, index)
-                fresh.append((slot, _Row(job, index, seed, job.node, job.node.end)))
+            fresh = [(slot, work.waiting.popleft()) for slot in free[: len(work.waiting)]]
             work.rows += [None] * (fresh[-1][0] + 1 - len(work.rows))
-            work.store.reserve(len(work.rows), max(row.length for _, row in fresh) + 1)
+            self._reserve(work.store, len(work.rows), longest)
+            slots: dict[Segment, list[int]] = {}
             for slot, row in fresh:
-                work.store.load(slot, row.node.path())
                 work.rows[slot] = row
+                slots.setdefault(row.node, []).append(slot)
+            for node, places in slots.items():
+                work.store.load(places, node.path())
             values = torch.stack([row.node.next_values for _, row in fresh])
             ids = torch.stack([row.node.next_ids for _, row in fresh])
             self._draw(work, fresh, values, ids)
@@ -250,7 +327,7 @@ class LanguageModelPolicy:
                 ends.append(len(tokens) - 1)
             spans.append((len(rows) + len(spans), start, sum(map(len, missing))))
         longest = max([row.length + 1 for row in rows] + [start + count for _, start, count in spans])
-        work.store.reserve(len(rows) + len(spans), longest)
+        self._reserve(work.store, len(rows) + len(spans), longest)
         hidden = self._run(work.store, tokens, [row.length for row in rows], spans)
         read = hidden[-1][_padded([*range(len(rows)), *ends])]
         values, ids = top_tokens(self.model.get_output_embeddings()(read), self.config.top_k)
@@ -271,7 +348,7 @@ class LanguageModelPolicy:
             for token_ids in job.chain[len(job.node.path()) if job.node else 0 :]:
                 job.node = self._keep(work, slot, job.node, token_ids, start, values[at], ids[at])
                 start, at = job.node.end, at + 1
-            work.waiting.extend((job, i) for i in range(job.request.n))
+            work.waiting.extend(job.rows())
         live = [(i, row) for i, row in enumerate(work.rows) if row is not None]
         if live:
             index = [i for i, _ in live]
@@ -322,7 +399,7 @@ class LanguageModelPolicy:
         key = child_key(parent.key if parent else ROOT, token_ids)
         kv = work.store.cut(slot, start, start + len(token_ids))
         segment = Segment(key, parent, start, kv, values.clone(), ids.clone())
-        if self.cache.budget:
+        if self.caching:
             self.cache.add(segment)
         return segment
 
@@ -368,7 +445,7 @@ class LanguageModelPolicy:
         elif full:
             row.finish = "length"
         # Feed the last token unless nobody will use its hidden state.
-        if row.finish and self.head is None and (row.finish != "step" or not self.cache.budget):
+        if row.finish and self.head is None and (row.finish != "step" or not self.caching):
             row.steps.append(Step(text, tuple(row.ids), row.logprob))
             self._finish(work, slot, row, row.finish)
 
@@ -377,7 +454,7 @@ class LanguageModelPolicy:
         row = work.rows[slot]
         assert row is not None
         row.steps.append(Step(row.text, tuple(row.ids), row.logprob, value))
-        if self.cache.budget and row.finish in (None, "step"):
+        if self.caching and row.finish in (None, "step"):
             row.node = self._keep(work, slot, row.node, row.ids, row.length - len(row.ids), values, ids)
         if row.finish:
             self._finish(work, slot, row, row.finish)

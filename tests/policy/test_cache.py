@@ -49,11 +49,26 @@ def test_least_recently_used_goes_first() -> None:
     for s in (prompt, steps[0], steps[1]):
         cache.add(s)
     assert cache.find([(1, 2), (3, 3)]) is steps[0]
-    cache.add(steps[2])
+    del steps[1], s
+    cache.add(steps[1])
     assert cache.find([(1, 2), (4, 4)]) is prompt
     assert cache.find([(1, 2), (3, 3)]) is steps[0]
-    assert cache.find([(1, 2), (5, 5)]) is steps[2]
+    assert cache.find([(1, 2), (5, 5)]) is steps[1]
     assert cache.nbytes == 3 * SIZE
+
+
+def test_a_segment_in_use_counts_until_it_is_freed() -> None:
+    cache = PrefixCache(2 * SIZE)
+    used = segment(None, (1, 2))
+    cache.add(used)
+    for i in (3, 4):
+        cache.add(segment(None, (i, i)))
+    assert (len(cache), cache.nbytes) == (1, 2 * SIZE)
+    assert cache.find([(1, 2)]) is None
+    del used
+    assert cache.nbytes == SIZE
+    cache.resize(0)
+    assert (len(cache), cache.nbytes) == (0, 0)
 
 
 def test_a_segment_larger_than_the_budget_is_not_kept() -> None:
@@ -72,21 +87,39 @@ def test_budget_holds_and_no_segment_outlives_its_parent(paths: list[list[int]],
         for ids in chain[len(node.path()) if node else 0 :]:
             node = segment(node, ids)
             cache.add(node)
+        del node
         assert cache.nbytes == SIZE * len(cache) <= budget * SIZE
         held = cache._segments
         assert all(s.parent is None or s.parent.key in held for s in held.values())
 
 
+def rows(budget: int = 2**30) -> RowStore:
+    return RowStore(2, 4, 3, 5, torch.float32, torch.device("cpu"), budget)
+
+
 def test_rows_load_cut_and_move() -> None:
-    store = RowStore(2, 4, 3, 5, torch.float32, torch.device("cpu"))
+    store = rows()
     store.reserve(1, 4)
     prompt = Segment(b"a", None, 0, torch.randn(2, 2, 3, 2, 5), torch.zeros(1), torch.zeros(1))
     step = Segment(b"b", prompt, 2, torch.randn(2, 2, 3, 3, 5), torch.zeros(1), torch.zeros(1))
-    store.load(0, step.path())
+    store.load([0], step.path())
     store.reserve(3, 500)
-    assert store.kv.shape[2] <= 4
-    assert store.kv.shape[4] >= 500
+    assert store.kv[0].shape[1] <= 4
+    assert store.kv[0].shape[3] >= 500
     assert torch.equal(store.cut(0, 0, 2), prompt.kv)
     store.move(0, 2, 5)
     assert torch.equal(store.cut(2, 2, 5), step.kv)
-    assert not store.kv[:, :, 2, :, 5:].any()
+    assert not store.cut(2, 5, 500).any()
+
+
+def test_rows_become_fewer_or_shorter_where_the_budget_ends() -> None:
+    block = 2 * 2 * 3 * 5 * 4 * RowStore.BLOCK  # bytes of a row of one block
+    store = rows(4 * block)
+    assert [store.fitting(n) for n in (1, RowStore.BLOCK, RowStore.BLOCK + 1, 4 * RowStore.BLOCK)] == [4, 4, 2, 1]
+    assert store.fitting(4 * RowStore.BLOCK + 1) == 0
+    for count, length in ((4, 10), (2, 100), (1, 250), (4, 60), (3, 64)):
+        store.reserve(count, length)
+        _, have, _, positions, _ = store.kv[0].shape
+        assert have >= count
+        assert positions >= length
+        assert store.nbytes <= 4 * block

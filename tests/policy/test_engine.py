@@ -12,7 +12,7 @@ import torch
 
 from qstar.config import PolicyConfig
 from qstar.errors import UserError
-from qstar.policy.engine import LanguageModelPolicy
+from qstar.policy.engine import LanguageModelPolicy, _Row
 from qstar.policy.prompt import encode_prompt
 from qstar.types import Candidate, Proposal, Request, State, Step
 from qstar.value.features import path_features
@@ -28,9 +28,11 @@ def tokenizer() -> Any:
 
 
 def policy(
-    tokenizer: Any, kind: str = "llama", head: Any = None, model: Any = None, **changes: Any
+    tokenizer: Any, kind: str = "llama", head: Any = None, model: Any = None, caching: bool = True, **changes: Any
 ) -> LanguageModelPolicy:
-    return LanguageModelPolicy(model or tiny.model(kind), tokenizer, replace(CONFIG, **changes), head)
+    p = LanguageModelPolicy(model or tiny.model(kind), tokenizer, replace(CONFIG, **changes), head)
+    p.caching = caching
+    return p
 
 
 def answers(p: LanguageModelPolicy, requests: list[Request]) -> dict[Request, Proposal]:
@@ -98,7 +100,7 @@ def test_candidates_do_not_depend_on_the_batch(kind: str, tokenizer: Any) -> Non
     for other in (
         answers(policy(tokenizer, model=model, head=head, batch_rows=64), requests),
         answers(policy(tokenizer, model=model, head=head), shuffled),
-        answers(policy(tokenizer, model=model, head=head, cache_megabytes=0), shuffled),
+        answers(policy(tokenizer, model=model, head=head, caching=False), shuffled),
     ):
         for request in requests:
             for a, b in zip(reference[request].candidates, other[request].candidates, strict=True):
@@ -158,7 +160,7 @@ def test_a_child_encodes_nothing_its_parent_encoded(tokenizer: Any) -> None:
     cached = answers(p, requests)
     for request, child in zip(requests, children, strict=True):
         assert (cached[request].prompt_tokens, cached[request].cached_tokens) == (0, prompt + len(child.token_ids))
-    cold = answers(policy(tokenizer, cache_megabytes=0), requests)
+    cold = answers(policy(tokenizer, caching=False), requests)
     for request, child in zip(requests, children, strict=True):
         assert (cold[request].prompt_tokens, cold[request].cached_tokens) == (prompt + len(child.token_ids), 0)
         for a, b in zip(cached[request].candidates, cold[request].candidates, strict=True):
@@ -239,6 +241,65 @@ def test_an_abandoned_iterator_leaves_the_policy_usable(tokenizer: Any) -> None:
             same(a, b)
 
 
+@pytest.mark.parametrize("caching", [True, False])
+def test_keys_and_values_stay_within_the_budget_and_change_nothing(
+    caching: bool, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, head, requests = tiny.model(), MatrixHead(), rollouts(n=6)
+    reference = answers(policy(tokenizer, model=model, head=head, batch_rows=64, caching=caching), requests)
+    monkeypatch.setattr("qstar.policy.engine.MEGABYTE", 350_000)
+    p = policy(tokenizer, model=model, head=head, batch_rows=64, caching=caching, cache_megabytes=1)
+    forward, rows, held = p._forward, [], []
+
+    def watched(work: Any, *args: Any) -> None:
+        rows.append(len(work.rows))
+        forward(work, *args)
+        held.append(p.cache.nbytes + sum(store.nbytes for store in p._stores))
+
+    monkeypatch.setattr(p, "_forward", watched)
+    shed = 0
+
+    def reset(row: Any, cached: bool, inner: Any = _Row.reset) -> None:
+        nonlocal shed
+        shed += 1
+        inner(row, cached)
+
+    monkeypatch.setattr(_Row, "reset", reset)
+    found = answers(p, requests)
+    assert 100_000 < max(held) <= 350_000
+    assert (shed > 0, max(rows) > 6) == (True, True)  # rows grew too long for all of them, and some waited
+    for request in requests:
+        for a, b in zip(reference[request].candidates, found[request].candidates, strict=True):
+            same(a, b)
+
+
+def test_a_continuation_that_cannot_fit_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qstar.policy.engine.MEGABYTE", 40_000)
+    p = policy(tokenizer, cache_megabytes=1)
+    with pytest.raises(UserError, match=r"policy\.cache_megabytes is 1; .* up to \d+ tokens need 3: raise it"):
+        answers(p, rollouts(max_tokens=200))
+    assert answers(p, rollouts(max_tokens=20))
+
+
+def test_many_prompts_are_encoded_in_several_passes(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = answers(policy(tokenizer), rollouts())
+    monkeypatch.setattr("qstar.policy.engine.ENCODED_AT_ONCE", 30)
+    p = policy(tokenizer)
+    run, passes = p._run, []
+
+    def watched(store: Any, tokens: list[int], lengths: list[int], spans: list[Any]) -> Any:
+        passes.append([count for _, _, count in spans])
+        return run(store, tokens, lengths, spans)
+
+    monkeypatch.setattr(p, "_run", watched)
+    found = answers(p, rollouts())
+    assert all(len(counts) <= 1 or sum(counts) <= 30 for counts in passes)
+    assert sum(map(sum, passes)) == sum(x.prompt_tokens for x in found.values())
+    for request, proposal in found.items():
+        for a, b in zip(reference[request].candidates, proposal.candidates, strict=True):
+            same(a, b)
+
+
 class Writer(torch.nn.Module):
     """A model that writes a given text whatever it reads, to steer the engine's rules."""
 
@@ -284,11 +345,11 @@ def write(tokenizer: Any, text: str, max_steps: int = 9, **changes: Any) -> Cand
         ("one\ntwo two two two two two two two two two two two two two two two two two two two", "length", ["one\n"]),
     ],
 )
-@pytest.mark.parametrize("cache_megabytes", [0, 16])
+@pytest.mark.parametrize("caching", [False, True])
 def test_where_steps_and_continuations_end(
-    text: str, finish: str, steps: list[str], cache_megabytes: int, tokenizer: Any
+    text: str, finish: str, steps: list[str], caching: bool, tokenizer: Any
 ) -> None:
-    candidate = write(tokenizer, text, cache_megabytes=cache_megabytes)
+    candidate = write(tokenizer, text, caching=caching)
     assert (candidate.finish, [s.text for s in candidate.steps]) == (finish, steps)
 
 
