@@ -19,6 +19,7 @@ from qstar.errors import UserError, printable
 from qstar.grading.answer import grade
 from qstar.problems.load import load_test, load_train_dev
 from qstar.problems.problem import Problem
+from qstar.run import Run
 from qstar.runs.directory import RunDirectory
 from qstar.runs.files import write_json
 from qstar.runs.journal import Journal
@@ -27,7 +28,6 @@ from qstar.search.scheduler import SearchTask, check_search, rule_for, search_ma
 from qstar.search.select import select
 from qstar.show import follow, show_solution
 from qstar.solver import Solver, check_question
-from qstar.stages import Run
 
 
 def open_run(path: Path, *stages: str, **policy: Any) -> Run:

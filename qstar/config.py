@@ -232,6 +232,42 @@ class TracesConfig:
 
 
 @dataclass(frozen=True)
+class GrpoConfig:
+    """Group-relative policy optimization (`improve.method: grpo`)."""
+
+    samples: int = 8
+    """Solutions per question in a group."""
+    questions: int = 8
+    """Questions per optimizer step."""
+    learning_rate: float = 1e-5
+    """Constant rate."""
+    max_tokens: int = 160
+    """Cap on one solution."""
+    tokens: int | None = None
+    """Stop after so many generated tokens (null: as many as this iteration's rollouts and searches generated)."""
+
+
+@dataclass(frozen=True)
+class ImproveConfig:
+    """Making a better policy from an iteration's verified traces."""
+
+    iterations: int = 0
+    """How often to roll out, fit Q, search and improve the policy, at most; the loop ends when dev gets no better.
+    0: the policy of the fine-tuning stays."""
+    method: Literal["expert", "advantage", "grpo"] = "expert"
+    """expert: fine-tune on the verified traces; advantage: on the complete solutions of the search trees, right or
+    wrong, each step weighted by exp(advantage); grpo: TRL's outcome-only GRPO, as a reference."""
+    gold: bool = True
+    """Also on the gold solutions."""
+    replay: float = 0.5
+    """Share of the traces that are from earlier iterations, if there are so many."""
+    dev_problems: int | None = None
+    """Dev problems on which the policies are compared (null: all)."""
+    sft: SftConfig = field(default_factory=lambda: SftConfig(epochs=1.0, learning_rate=2e-4))
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+
+
+@dataclass(frozen=True)
 class OnPolicyConfig:
     """On-policy distillation after the fine-tuning (`student.method: on-policy`)."""
 
@@ -302,6 +338,7 @@ class RunConfig:
     value: ValueConfig = field(default_factory=ValueConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     traces: TracesConfig = field(default_factory=TracesConfig)
+    improve: ImproveConfig = field(default_factory=ImproveConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 

@@ -155,23 +155,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-_SFT = ("sft", "student.sft")
+_SFT = ("sft", "improve.sft", "student.sft")
 
 _LEAST: dict[int, tuple[str, ...]] = {
     10: ("data.generator.train",),
-    2: ("policy.max_step_tokens",),
+    2: ("policy.max_step_tokens", "improve.grpo.samples"),
     1: (
         "data.generator.test",
         *(f"policy.{name}" for name in ("top_k", "max_steps", "batch_rows", "cache_megabytes", "remote_calls")),
         "rollout.samples",
         *(f"search.{name}" for name in ("budget", "children", "beam_width")),
         *(f"traces.{name}" for name in ("per_problem", "wordings", "tokens")),
+        *(f"improve.grpo.{name}" for name in ("questions", "max_tokens", "tokens")),
         *(f"student.{name}" for name in ("lora_rank", "on_policy.steps", "on_policy.batch_size")),
         "student.on_policy.max_tokens",
         *(f"{sft}.{name}" for sft in _SFT for name in ("batch_size", "checkpoint_steps")),
     ),
     0: (
         "data.generator.max_distractors",
+        "improve.iterations",
         *(f"search.{name}" for name in ("g_weight", "h_weight", "step_penalty", "smoothing")),
         *(f"{sft}.weight_decay" for sft in _SFT),
     ),
@@ -180,6 +182,7 @@ _LEAST: dict[int, tuple[str, ...]] = {
 
 _ABOVE_ZERO = (
     "value.epochs",
+    "improve.grpo.learning_rate",
     "student.on_policy.learning_rate",
     *(f"{sft}.{name}" for sft in _SFT for name in ("epochs", "learning_rate")),
 )
@@ -211,6 +214,7 @@ def check_ranges(config: RunConfig) -> None:
             c.policy.backend in (None, "vllm" if local else None),
             "vllm, or null; null with policy.remote",
         ),
+        ("improve.replay", 0 <= c.improve.replay < 1, "0 or more and below 1"),
         ("student.on_policy.divergence", 0 <= divergence <= 1, "from 0 to 1"),
         ("eval.budgets", budgets, "one or more budgets of at least 1"),
         ("eval.strategies", bool(c.eval.strategies), "one or more strategies"),

@@ -7,75 +7,89 @@ records what is done; the others join it in the stages that train through TRL an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from qstar.config import RunConfig
 from qstar.errors import UserError
+from qstar.run import Run
 from qstar.runs.directory import RunDirectory, Stage, StageSpec, identity
 from qstar.runs.files import full_disk
 from qstar.runs.team import Team
-from qstar.stages import STAGES, Run
+from qstar.stages import plan
 
 
 def run_stages(
     config: RunConfig,
     say: Callable[[str], None],
     until: str | None = None,
-    stages: Sequence[StageSpec] = STAGES,
+    stages: Sequence[StageSpec] | None = None,
 ) -> None:
     """Run the stages that are not done, up to and including `until` (None: all).
 
     Raises UserError for an unknown `until`, if another process works on the run, or if what is there was made with
     another configuration.
     """
-    names = [spec.name for spec in stages]
+    directory = RunDirectory(config)
+    names = [spec.name for spec in stages or plan(directory)]
     if until is not None and until not in names:
         raise UserError(f"there is no stage {until}; the stages are {', '.join(names)}")
-    directory = RunDirectory(config)
+    run = Run(directory, say)
     if not Team.from_environment().leads:
-        _follow(Run(directory, say), until, stages)
+        for spec in _in_order(directory, stages, until):
+            _follow(run, spec)
         return
     with directory.lock():
-        directory.open(stages)
-        inputs = directory.inputs(stages)
-        run = Run(directory, say)
+        directory.open(stages or plan(directory))
         _ = run.tracking  # a tracker that is not installed is said before any work
-        for spec in stages:
+        for number, spec in enumerate(_in_order(directory, stages, until)):
             stage = directory.stage(spec.name)
             if stage.done:
                 say(f"{spec.name}: already done ({headline(stage.metrics)})")
-            else:
-                say(f"{spec.name}: {'continues' if stage.begun else 'starts'}")
-                start = time.perf_counter()
-                stage.begin(inputs[spec.name])
-                with full_disk(stage.path):
-                    metrics = spec.run(run, stage)
-                    with run.tracking.log("results", stage.path) as log:
-                        log(names.index(spec.name), {f"{spec.name}/{key}": value for key, value in metrics.items()})
-                stage.finish(metrics, identity(inputs[spec.name]), time.perf_counter() - start)
-                say(f"{spec.name}: done in {duration(stage.manifest['seconds'])} ({headline(metrics)})")
-            if spec.name == until:
-                return
+                continue
+            say(f"{spec.name}: {'continues' if stage.begun else 'starts'}")
+            start = time.perf_counter()
+            inputs = directory.inputs(stages or plan(directory))[spec.name]
+            stage.begin(inputs)
+            with full_disk(stage.path):
+                metrics = spec.run(run, stage)
+                with run.tracking.log("results", stage.path) as log:
+                    log(number, {f"{spec.name}/{key}": value for key, value in metrics.items()})
+            stage.finish(metrics, identity(inputs), time.perf_counter() - start)
+            say(f"{spec.name}: done in {duration(stage.manifest['seconds'])} ({headline(metrics)})")
 
 
-def _follow(run: Run, until: str | None, stages: Sequence[StageSpec]) -> None:
-    """Take part in the joint stages. If the leading process fails, its launcher ends this one too."""
-    for spec in stages:
-        stage = run.directory.stage(spec.name)
-        while not (stage.done or (spec.joint and stage.begun)):
-            time.sleep(0.2)
-        if not stage.done:
-            spec.run(run, stage)
-        while not stage.done:
-            time.sleep(0.2)
-        if spec.name == until:
+def _in_order(directory: RunDirectory, stages: Sequence[StageSpec] | None, until: str | None) -> Iterator[StageSpec]:
+    """The stages up to `until`. What comes next is asked anew each time: an iteration may turn out to be the last."""
+    seen: set[str] = set()
+    while True:
+        specs = stages or plan(directory)
+        left = [spec for spec in specs if spec.name not in seen]
+        if not left or until in seen or until not in (None, *(spec.name for spec in specs)):
             return
+        seen.add(left[0].name)
+        yield left[0]
 
 
-def show_status(config: RunConfig, say: Callable[[str], None], stages: Sequence[StageSpec] = STAGES) -> None:
-    """Say per stage whether it is done, running, stopped or left, with its figures. Changes nothing on disk."""
+def _follow(run: Run, spec: StageSpec) -> None:
+    """Take part in a stage if it is joint, and wait for its end. If the leading process fails, its launcher ends this
+    one too."""
+    stage = run.directory.stage(spec.name)
+    while not (stage.done or (spec.joint and stage.begun)):
+        time.sleep(0.2)
+    if not stage.done:
+        spec.run(run, stage)
+    while not stage.done:
+        time.sleep(0.2)
+
+
+def show_status(config: RunConfig, say: Callable[[str], None], stages: Sequence[StageSpec] | None = None) -> None:
+    """Say per stage whether it is done, running, stopped or left, with its figures. Changes nothing on disk.
+
+    A stage that an earlier iteration has been through is expected to take as long as it did there.
+    """
     directory = RunDirectory(config)
+    stages = stages or plan(directory)
     holder = directory.holder()
     say(f"{directory.path}: {f'process {holder} is working on it' if holder else 'no process is working on it'}")
     width = max(len(spec.name) for spec in stages)
@@ -88,6 +102,8 @@ def show_status(config: RunConfig, say: Callable[[str], None], stages: Sequence[
         elif stage.begun:
             state = "running" if holder and spec.name == current else "stopped"
             text = _progress(stage, running=state == "running")
+        elif before := [s.name for s in stages if s.name in spec.name and directory.stage(s.name).done]:
+            text = f"about {duration(directory.stage(before[-1]).manifest['seconds'])}, as {before[-1]}"
         say(f"  {spec.name:<{width}}  {state:<7}  {text}".rstrip())
     try:
         directory.check(stages)

@@ -19,7 +19,7 @@ from qstar.errors import UserError, printable
 from qstar.loop import duration
 from qstar.runs.directory import RunDirectory
 from qstar.solver import Progress, Solution
-from qstar.stages import STAGES
+from qstar.stages import plan
 
 
 def follow(events: Iterator[Progress]) -> Progress:
@@ -106,7 +106,7 @@ def _run_cells(run: RunDirectory) -> list[str]:
     """Stage, accuracy on dev, result and tokens of one run."""
     metrics: dict[str, dict[str, Any]] = {}
     where = "done"
-    for spec in STAGES:
+    for spec in plan(run):
         stage = run.stage(spec.name)
         if not stage.done:
             where = spec.name
@@ -116,25 +116,28 @@ def _run_cells(run: RunDirectory) -> list[str]:
                 where += "".join([f" ({state}", *(f", {done}/{total}" for _, done, total in progress.rows), ")"])
             break
         metrics[spec.name] = stage.metrics
-    rollout, search, result = (metrics.get(name, {}) for name in ("rollout", "search", "eval"))
+    rollouts = [found for name, found in metrics.items() if name.startswith("rollout")]
+    searches = [found for name, found in metrics.items() if name.startswith("search")]
+    result = metrics.get("eval", {})
     budget = max(run.config.eval.budgets)
     shown = {
         run.config.search.strategy: f"policy-{run.config.search.strategy}-{budget}",
         "student": f"student-greedy-{budget}",
     }
-    tokens = sum(rollout.get(f"{split}_tokens", 0) for split in ("train", "dev")) + search.get("tokens", 0)
+    tokens = sum(found.get(f"{split}_tokens", 0) for found in rollouts for split in ("train", "dev"))
+    tokens += sum(found.get("tokens", 0) for found in searches)
     return [
         where,
-        f"{rollout['dev_correct']:.1%}" if "dev_correct" in rollout else "",
+        f"{rollouts[-1]['dev_correct']:.1%}" if rollouts and "dev_correct" in rollouts[-1] else "",
         ", ".join(f"{name} {result[key]:.1%}" for name, key in shown.items() if key in result),
         f"{tokens:,}" if tokens else "",
     ]
 
 
 def _active(run: Path) -> float:
-    """When something was last written into a run's stages (seconds since the epoch)."""
+    """When something was last written into a run (seconds since the epoch)."""
     newest = (run / "config.yaml").stat().st_mtime
-    for path in (path for spec in STAGES for path in (run / spec.name).glob("*")):
+    for path in run.glob("*/*"):
         with contextlib.suppress(FileNotFoundError):  # a run at work renames and removes files
             newest = max(newest, path.stat().st_mtime)
     return newest

@@ -22,6 +22,7 @@ from qstar.config import PolicyConfig, RunConfig
 from qstar.config_load import with_policy
 from qstar.errors import UserError
 from qstar.grading.steps import equations
+from qstar.run import Run
 from qstar.runs.directory import RunDirectory
 from qstar.search.ledger import Ledger
 from qstar.search.node import Tree
@@ -194,13 +195,14 @@ class Solver:
         and `remote_model`. Raises UserError if a stage is missing or a field has a wrong value."""
         directory = RunDirectory.load(run)
         directory.require("sft", "train-q")
+        best = Run(directory, print)
         config = with_policy(directory.config, **policy)
         with _collection_paused():
             from qstar.policy.hub import resolve_device
 
             models = load_models(
-                directory.stage("sft").path / "model",
-                directory.stage("train-q").path / "q",
+                best.teacher_path,
+                best.q_path,
                 config.policy,
                 resolve_device(config.policy.device),
             )

@@ -5,6 +5,7 @@ sft      the policy: supervised fine-tuning on the gold solutions
 rollout  graded samples of the policy on train and dev problems
 train-q  the Q-value head, from the outcomes of the rollouts, calibrated on dev
 search   A* with the known answer as goal test: verified traces for train problems
+improve  the next policy, from these traces, compared on dev; rollout to improve are repeated (rollout-2, ...)
 export   selection: one trace per equation chain, as prompt and completion
 distill  the student on gold and traces, and its baseline on gold alone, at equal optimizer steps
 eval     every strategy at equal generated tokens, the only stage that reads the test split
@@ -13,180 +14,19 @@ eval     every strategy at equal generated tokens, the only stage that reads the
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qstar import __version__
-from qstar.config import RunConfig, SftConfig
-from qstar.problems.load import load_test, load_train_dev
+from qstar.config import SftConfig
+from qstar.improve import improve
+from qstar.problems.load import load_test
 from qstar.problems.problem import Problem
-from qstar.rollout import read_traces, rollout
+from qstar.rollout import rollout
+from qstar.run import Run, best_iteration, improved, stage_name
 from qstar.runs.directory import RunDirectory, Stage, StageSpec
 from qstar.runs.files import write_json
-from qstar.runs.journal import Journal
-from qstar.runs.team import Team
-from qstar.runs.tracking import Tracking
-from qstar.trace import Trace
-from qstar.types import derive_seed
-
-if TYPE_CHECKING:
-    from qstar.distill.card import Provenance
-    from qstar.distill.select import Selection
-    from qstar.problems.contamination import TestIndex
-
-Say = Callable[[str], None]
-
-
-class Run:
-    """A run directory with its problems and, once trained, its models. Models load on first use."""
-
-    def __init__(self, directory: RunDirectory, say: Say) -> None:
-        self.directory = directory
-        self.config: RunConfig = directory.config
-        self.say = say
-
-    @cached_property
-    def problems(self) -> tuple[list[Problem], list[Problem]]:
-        """Train and dev problems."""
-        return load_train_dev(self.config.data)
-
-    @property
-    def train(self) -> list[Problem]:
-        return self.problems[0]
-
-    @property
-    def dev(self) -> list[Problem]:
-        return self.problems[1]
-
-    @property
-    def practice(self) -> list[Problem]:
-        """Train problems, those whose solution the policy has not learned from first.
-
-        On the others it repeats what it has seen, and a Q head would learn from that what does not hold elsewhere.
-        """
-        return sorted(self.train, key=lambda problem: problem.steps is not None)
-
-    @cached_property
-    def tracking(self) -> Tracking:
-        """Where figures go. Raises UserError if the tracker is not installed."""
-        return Tracking(self.directory.path, self.config.report_to)
-
-    @cached_property
-    def device(self) -> str:
-        from qstar.policy.hub import resolve_device
-
-        device, team = resolve_device(self.config.policy.device), Team.from_environment()
-        return f"cuda:{team.local_rank}" if device == "cuda" and team.size > 1 else device
-
-    @property
-    def teacher_path(self) -> Path:
-        return self.directory.stage("sft").path / "model"
-
-    @cached_property
-    def revision(self) -> str:
-        """Content revision of the policy."""
-        from qstar.policy.hub import model_revision
-
-        return model_revision(str(self.teacher_path))
-
-    @property
-    def sampler(self) -> str:
-        """Names the model that samples: the policy's content revision, or 12 hex digits for one on a server."""
-        name = self.config.policy.remote_model
-        return self.revision if name is None else f"{derive_seed(self.revision, name):016x}"[:12]
-
-    @cached_property
-    def q_revision(self) -> str:
-        """Content revision of the Q head."""
-        from qstar.policy.hub import model_revision
-
-        return model_revision(str(self.directory.stage("train-q").path / "q"))
-
-    @property
-    def revisions(self) -> str:
-        """Of policy and Q head, as part of a file name: results of other models are never taken for theirs."""
-        return f"{self.sampler[:8]}-{self.q_revision[:8]}"
-
-    def models(self, *, with_value: bool) -> tuple[Any, Any]:
-        """The policy and, for a separate trunk, the value model (else None: the policy's head gives the values)."""
-        from qstar.solver import load_models
-
-        return load_models(
-            self.teacher_path,
-            self.directory.stage("train-q").path / "q" if with_value else None,
-            self.config.policy,
-            self.device,
-        )
-
-    def traces(self, stage: str, file: str) -> Iterator[Trace]:
-        """All traces that a stage journalled, in order of problem id."""
-        with Journal(self.directory.stage(stage).path / file) as journal:
-            yield from read_traces(journal)
-
-    def provenance(self, selection: Selection) -> Provenance:
-        """How the selected traces were made, for the card of an export."""
-        from qstar.distill.card import Provenance
-
-        config = self.config
-        source, licence = {
-            "generator": ("generated problems", "apache-2.0"),
-            "gsm8k": ("openai/gsm8k", "mit"),
-            "file": (Path(config.data.path or "").name, "other"),
-        }[config.data.source]
-        return Provenance(
-            policy=self.sampler,
-            q=self.q_revision,
-            strategy=config.search.strategy,
-            budget=config.traces.budget,
-            seed=config.seed,
-            grader=f"qstar {__version__}",
-            source=source,
-            licence=licence,
-            per_problem=config.traces.per_problem,
-            require_equations=config.traces.require_equations,
-            funnel=selection.funnel,
-        )
-
-    def all_traces(self) -> Iterator[Trace]:
-        """Graded traces of train problems: of the search and, if configured, of the rollouts."""
-        from qstar.distill.select import merge_traces
-
-        streams = [self.traces("search", "trees.jsonl")]
-        if self.config.traces.include_rollouts:
-            streams.append(self.traces("rollout", "train.jsonl"))
-        return merge_traces(*streams)
-
-    def trees(self) -> Iterator[dict[str, Any]]:
-        """The search trees of train problems as JSON data, in order of problem id."""
-        with Journal(self.directory.stage("search").path / "trees.jsonl") as journal:
-            yield from (row["tree"] for row in journal)
-
-    def selection(self) -> Selection:
-        """The traces worth learning from, with what the search trees say of their steps."""
-        from qstar.distill.select import draw, select_traces, solve_rates
-
-        config = self.config.traces
-        selection = select_traces(
-            self.all_traces(),
-            per_problem=sys.maxsize if config.selection == "random" else config.per_problem,
-            require_equations=config.require_equations,
-            solve_rate=solve_rates(self.traces("rollout", "train.jsonl")) if config.selection == "informed" else None,
-            wordings=config.wordings,
-            trees=self.trees(),
-        )
-        if config.tokens is None:
-            return selection
-        return draw(selection, config.tokens, config.selection, seed=self.config.seed)
-
-    @cached_property
-    def test_index(self) -> TestIndex:
-        """The questions of the test split, to refuse training rows that repeat one; nothing else of it is read."""
-        from qstar.problems.contamination import TestIndex
-
-        return TestIndex.from_problems(load_test(self.config.data))
 
 
 def data(run: Run, stage: Stage) -> dict[str, Any]:
@@ -230,7 +70,7 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
     policy, _ = run.models(with_value=False)
     metrics: dict[str, Any] = {}
     for split, problems, samples in (
-        ("train", run.practice[: config.rollout.problems], config.rollout.samples),
+        ("train", run.batch(config.rollout.problems), config.rollout.samples),
         ("dev", run.dev[: config.rollout.dev_problems], config.rollout.dev_samples),
     ):
         with stage.journal(f"{split}.jsonl", total=len(problems)) as journal:
@@ -286,7 +126,7 @@ def search(run: Run, stage: Stage) -> dict[str, Any]:
     config = run.config
     policy, value = run.models(with_value=True)
     budget = dataclasses.replace(config.search, budget=config.traces.budget)
-    problems = run.practice[: config.traces.problems]
+    problems = run.batch(config.traces.problems)
     with stage.journal("trees.jsonl", total=len(problems)) as journal:
         build_traces(
             problems,
@@ -472,13 +312,40 @@ _TRACES_SEARCHED = tuple(
     f"traces.{name}" for name in ("problems", "budget", "per_problem", "include_rollouts", "require_equations")
 )
 
-STAGES = (
-    StageSpec("data", data, ("data",)),
-    StageSpec("sft", sft, ("seed", "policy.init", "policy.revision", "policy.scratch", "sft"), joint=True),
-    StageSpec("rollout", rollouts, ("policy", "rollout")),
-    StageSpec("train-q", train_q, ("value",)),
-    StageSpec("search", search, ("search", *_TRACES_SEARCHED)),
-    StageSpec("export", export, ("traces",)),
-    StageSpec("distill", distill, ("student",), joint=True),
-    StageSpec("eval", evaluate, ("eval",)),
-)
+_IMPROVE = tuple(f"improve.{name}" for name in ("method", "gold", "replay", "dev_problems", "sft", "grpo"))
+
+
+def plan(directory: RunDirectory) -> tuple[StageSpec, ...]:
+    """The stages of a run in order. An iteration whose policy is no better on dev than the one before is the last."""
+    specs = [
+        StageSpec("data", data, ("data",)),
+        StageSpec("sft", sft, ("seed", "policy.init", "policy.revision", "policy.scratch", "sft"), joint=True),
+    ]
+    iterations = directory.config.improve.iterations
+    for iteration in range(1, iterations + 2):
+        stages = [
+            StageSpec("rollout", rollouts, ("policy", "rollout")),
+            StageSpec("train-q", train_q, ("value",)),
+            StageSpec("search", search, ("search", *_TRACES_SEARCHED)),
+        ]
+        if iteration <= iterations:
+            stages.append(StageSpec("improve", improve, ("traces", *_IMPROVE), joint=True))
+        for spec in stages:
+            name = stage_name(spec.name, iteration)
+            specs.append(spec._replace(name=name, run=partial(_at, spec.run, iteration)))
+        if iteration <= iterations and improved(directory, iteration) is False:
+            break
+    looped = ("improve.iterations",) if iterations else ()
+    specs += [
+        StageSpec("export", partial(_at, export, None), ("traces", *looped)),
+        StageSpec("distill", partial(_at, distill, None), ("student",), joint=True),
+        StageSpec("eval", partial(_at, evaluate, None), ("eval",)),
+    ]
+    return tuple(specs)
+
+
+def _at(
+    stage_of: Callable[[Run, Stage], dict[str, Any]], iteration: int | None, run: Run, stage: Stage
+) -> dict[str, Any]:
+    """Run a stage for an iteration (None: the best one)."""
+    return stage_of(run.at(iteration or best_iteration(run.directory)), stage)

@@ -25,7 +25,7 @@ from qstar.report.data import Searched, journals, read_searches, visible
 from qstar.report.page import write_page
 from qstar.report.pieces import example, figure, rows_table, short_html, table_of, title_of
 from qstar.runs.directory import RunDirectory
-from qstar.stages import STAGES
+from qstar.stages import plan
 from qstar.value.calibrate import Bin
 
 FUNNEL = ("sampled", "correct", "verified", "distinct", "kept")
@@ -343,7 +343,7 @@ def _stages(runs: Sequence[RunData]) -> Iterator[Section]:
     parts = []
     for run in runs:
         body = []
-        for spec in STAGES:
+        for spec in plan(run.directory):
             stage = run.directory.stage(spec.name)
             if stage.done:
                 manifest = stage.manifest

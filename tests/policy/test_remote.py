@@ -29,7 +29,7 @@ from qstar.runs.directory import RunDirectory
 from qstar.search.scheduler import SearchTask, search_many
 from qstar.search.select import select
 from qstar.solver import Solver
-from qstar.stages import STAGES
+from qstar.stages import plan
 from qstar.types import Candidate, Proposal, Request, State, Step
 from qstar.value.model import ValueModel, state_ids
 from tests import tiny
@@ -403,7 +403,8 @@ def test_what_a_configuration_must_say(fields: dict[str, Any], message: str) -> 
 
 def test_a_run_follows_its_server_to_another_place_but_not_to_another_model(tmp_path: Path) -> None:
     def inputs(**fields: Any) -> Any:
-        return RunDirectory(RunConfig(out=str(tmp_path), policy=config("http://a/v1", **fields))).inputs(STAGES)
+        run = RunDirectory(RunConfig(out=str(tmp_path), policy=config("http://a/v1", **fields)))
+        return run.inputs(plan(run))
 
     assert inputs() == inputs(remote="http://b/v1", remote_calls=3)
     assert inputs()["sft"] == inputs(remote_model="other")["sft"]
