@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -42,11 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"qstar: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("qstar: stopped", file=sys.stderr)
+        return 130
     return 0
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Run the measures that `args` names. Raises UserError for a name, number or run that is none."""
+    """Run the measures that `args` names. Raises UserError for a name, number or run that is none.
+
+    Interrupted, it still prints and writes what was measured so far.
+    """
     names = args.only.split(",") if args.only else list(MEASURES)
     for name in names:
         if name not in MEASURES:
@@ -62,31 +69,33 @@ def measure(args: argparse.Namespace) -> None:
         raise UserError(f"{args.run} samples on a server; the benchmark needs a policy in this process")
     _, dev = load_train_dev(config.data)
     bench = Bench(solver.policy, solver.value, config, dev, args.repeats, before, args.many, args.tokens)
-    found = []
-    progress = tqdm(names, desc="bench", unit="measure")
-    for name in progress:
-        progress.set_postfix_str(name)
-        found.append(MEASURES[name](bench))
-    rows = best_batch(bench)
-    context = sum(map(len, bench.prompts(rows))) // rows + args.tokens // 2
-    limit = roofline(solver.policy.model, rows, context)
-    machine = environment()
-    _print(found, limit, machine["system"]["cpu"])
-    if args.json is not None:
-        result = {
-            "measures": {
-                name: {**dataclasses.asdict(item), "reached": item.reached}
-                for name, item in zip(names, found, strict=True)
-            },
-            "roofline": limit,
-            "machine": machine,
-            "model": solver.policy.model.num_parameters(),
-            "budget": config.search.budget,
-        }
-        write_json(args.json, json.loads(json.dumps(result)))
+    found: dict[str, Measure] = {}
+    limit: dict[str, float] | None = None
+    try:
+        progress = tqdm(names, desc="bench", unit="measure")
+        for name in progress:
+            progress.set_postfix_str(name)
+            found[name] = MEASURES[name](bench)
+        rows = best_batch(bench)
+        context = sum(map(len, bench.prompts(rows))) // rows + args.tokens // 2
+        limit = roofline(solver.policy.model, rows, context)
+    finally:
+        machine = environment()
+        _print(list(found.values()), limit, machine)
+        if args.json is not None:
+            result = {
+                "measures": {
+                    name: {**dataclasses.asdict(item), "reached": item.reached} for name, item in found.items()
+                },
+                "roofline": limit,
+                "machine": machine,
+                "model": solver.policy.model.num_parameters(),
+                "budget": config.search.budget,
+            }
+            write_json(args.json, json.loads(json.dumps(result)))
 
 
-def _print(found: list[Measure], limit: dict[str, float], cpu: str) -> None:
+def _print(found: list[Measure], limit: dict[str, float] | None, machine: dict[str, Any]) -> None:
     table = Table("measure", "ratio", "target", "", "from", box=None)
     for item in found:
         sign = "<=" if item.most else ">="
@@ -95,8 +104,17 @@ def _print(found: list[Measure], limit: dict[str, float], cpu: str) -> None:
         table.add_row(item.name, f"{item.ratio:.3g}", f"{sign} {item.target:g}", mark, figures)
     console = Console()
     console.print(table)
+    system, versions = machine["system"], {"torch": machine["torch"].get("version"), **machine["libraries"]}
+    listed = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "numpy") if versions.get(name))
     console.print(
-        f"Roofline on {cpu}: {limit['tokens_per_second']:.0f} tokens/s at {limit['rows']:.0f} rows of "
+        f"Machine: {system['cpu']}, {system['cores_usable']} cores, {system['memory_gib']} GiB, {system['os']}; "
+        f"qstar {machine['qstar']['version']}, Python {machine['python']['version']}, {listed}",
+        highlight=False,
+    )
+    if limit is None:
+        return
+    console.print(
+        f"Roofline: {limit['tokens_per_second']:.0f} tokens/s at {limit['rows']:.0f} rows of "
         f"{limit['context']:.0f} tokens (a step: {limit['bytes'] / 1e6:.0f} MB, {limit['operations'] / 1e9:.2f} GFLOP; "
         f"{limit['bytes_per_second'] / 1e9:.1f} GB/s, {limit['operations_per_second'] / 1e9:.0f} GFLOP/s)",
         highlight=False,

@@ -211,8 +211,9 @@ def growth_with_problems(bench: Bench) -> Measure:
         seconds, tokens, _ = run(bench, bench.policy, count, search)
         return seconds / tokens
 
-    few, many = alternating(1, lambda: cost(64), lambda: cost(bench.many))
-    return Measure(f"cost per token, 64 to {bench.many} problems", many / few, 1.1, True, {"64": few, "many": many})
+    fewest, few, many = alternating(1, lambda: cost(16), lambda: cost(64), lambda: cost(bench.many))
+    figures = {"16": fewest, "64": few, "many": many}
+    return Measure(f"cost per token, 64 to {bench.many} problems", many / few, 1.1, True, figures)
 
 
 class _InstantPolicy:

@@ -23,9 +23,10 @@ from fractions import Fraction
 import numpy as np
 
 from qstar.errors import UserError
-from qstar.grading.checks import question_numbers, step_equations
+from qstar.grading.checks import question_numbers
 from qstar.grading.expression import Expression, Number, Operation, Parser
 from qstar.grading.flags import TraceFlags
+from qstar.grading.steps import step_equations
 from qstar.grading.tokens import tokenize
 from qstar.problems.problem import Problem
 from qstar.trace import Trace

@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from qstar.grading.answer import extract_answer
-from qstar.grading.steps import Equation, equations
+from qstar.grading.steps import step_equations
 
 MAX_QUESTION = 4000
 """Longest part of a question that is read, in characters."""
@@ -112,9 +112,3 @@ def question_numbers(question: str) -> frozenset[Fraction]:
     numbers = {Fraction(match.replace(",", "")) for match in _NUMBER.findall(text)}
     numbers.update(_WORDS[word] for word in _WORD.findall(text.lower()) if word in _WORDS)
     return frozenset(numbers)
-
-
-@lru_cache(maxsize=65536)
-def step_equations(step: str) -> tuple[Equation, ...]:
-    """`equations` of a step, remembered, because many paths share a step."""
-    return tuple(equations(step))

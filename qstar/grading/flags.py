@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from qstar.grading.checks import PathChecks, check_path, question_numbers, step_equations
+from qstar.grading.checks import PathChecks, check_path, question_numbers
+from qstar.grading.steps import step_equations
 from qstar.trace import Trace
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from qstar.grading.answer import extract_answer, fraction_text, is_answer_step
@@ -91,6 +92,13 @@ def equations(text: str) -> list[Equation]:
     return found
 
 
+@lru_cache(maxsize=65536)
+def step_equations(step: str) -> tuple[Equation, ...]:
+    """`equations` of a step, remembered, because a step is looked at by key, value and journal, on many paths."""
+    return tuple(equations(step))
+
+
+@lru_cache(maxsize=65536)
 def step_key(step_text: str) -> str:
     """The canonical key of a step, for transpositions.
 
@@ -101,7 +109,7 @@ def step_key(step_text: str) -> str:
         answer = extract_answer(step_text)
         return f"#### {_normal(step_text).lstrip('# ') if answer is None else answer}"
     keys: list[str] = []
-    for equation in equations(step_text):
+    for equation in step_equations(step_text):
         if equation.continues and equation.holds and keys:
             # (2 + 3) * 4 = 5 * 4 = 20 says the same as (2 + 3) * 4 = 20.
             keys[-1] = f"{keys[-1].partition('=')[0]}={equation.key.partition('=')[2]}"

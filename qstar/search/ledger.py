@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from operator import add, attrgetter
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,4 +32,7 @@ class Ledger:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "seconds"}
 
     def __add__(self, other: Ledger) -> Ledger:
-        return Ledger(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        return Ledger(*map(add, _numbers(self), _numbers(other)))
+
+
+_numbers = attrgetter(*(f.name for f in fields(Ledger)))

@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 from qstar.config import SearchConfig
 from qstar.grading.answer import extract_answer
-from qstar.grading.steps import equations, step_key
+from qstar.grading.steps import step_equations, step_key
 from qstar.types import Candidate, Proposal, State, Step, derive_seed
 
 Pruned = Literal["rank", "depth", "stuck", "length"]
@@ -194,6 +194,8 @@ class Tree:
                     child.pruned = "depth"
             self._add_sample(child, step)
             sampled[child] = None
+        for child in sampled:
+            child.value = mean_value(child.samples)
         if self.spent == spent_before:
             node.pruned = "stuck"
         self._update_shares(node, config)
@@ -210,6 +212,7 @@ class Tree:
             terminal = candidate.finish == "terminal" and number == len(candidate.steps)
             node = self._append(node, step, step_key(step.text), terminal)
             self._add_sample(node, step)
+            node.value = step.value
             self._place(node, config)
         if node is not self.root and not node.terminal:
             node.pruned = "length"
@@ -239,7 +242,6 @@ class Tree:
 
     def _add_sample(self, node: Node, step: Step) -> None:
         node.samples.append(Sample(step.text, step.logprob, step.value, self.spent))
-        node.value = mean_value(node.samples)
 
     def _update_shares(self, node: Node, config: SearchConfig) -> None:
         total = node.drawn + config.smoothing * (len(node.children) + 1)
@@ -297,5 +299,5 @@ def _row(node: Node) -> dict[str, Any]:
         "terminal": node.terminal,
         "answer": node.answer,
         "pruned": node.pruned,
-        "checks": [equation.holds for equation in equations(node.step.text)] if node.step else [],
+        "checks": [equation.holds for equation in step_equations(node.step.text)] if node.step else [],
     }

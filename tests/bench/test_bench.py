@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qstar.bench.__main__ import main
-from qstar.bench.measures import MEASURES, Measure, alternating
+from qstar.bench.measures import MEASURES, Bench, Measure, alternating
 from qstar.bench.peer import best_first
 from qstar.config import SearchConfig
 from qstar.policy.engine import LanguageModelPolicy
@@ -34,6 +34,27 @@ def test_every_measure_has_a_figure(workplace: Path) -> None:
     assert 0 < result["measures"]["bookkeeping"]["ratio"] < 1
     assert result["roofline"]["tokens_per_second"] > 0
     assert "prefix cache off / on" in " ".join(done.stdout.split())
+
+
+def test_an_interrupted_benchmark_keeps_what_it_measured(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(bench: Bench) -> Measure:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(MEASURES, "nodes", lambda bench: Measure("first", 2.0, 1.5, False, {}))
+    monkeypatch.setitem(MEASURES, "peer", interrupted)
+    assert main(["runs/tiny", "--only", "nodes,peer", "--json", "stopped.json"]) == 130
+    output = capsys.readouterr()
+    assert "first" in output.out
+    assert "transformers" in output.out
+    assert output.err.strip().splitlines()[-1] == "qstar: stopped"
+    result = json.loads((workplace / "stopped.json").read_text())
+    assert [result["measures"]["nodes"]["ratio"], list(result["measures"]), result["roofline"]] == [
+        2.0,
+        ["nodes"],
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
