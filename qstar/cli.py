@@ -236,6 +236,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="A.B=C", help="override one field"
     )
+    check.add_argument("--list", type=Path, metavar="FILE", help="write the gold equations that do not recompute there")
     traces = verbs.add_parser("traces", help="look at solutions").add_subparsers(
         dest="traces_verb", required=True, metavar="VERB"
     )
@@ -435,7 +436,7 @@ def _runs(args: argparse.Namespace) -> None:
 def _data_check(args: argparse.Namespace) -> None:
     from qstar.commands import check_data
 
-    check_data(_config(args))
+    check_data(_config(args), args.list)
 
 
 def _audit(args: argparse.Namespace) -> None:

@@ -284,12 +284,24 @@ def audit_run(path: Path, scorer: Path | None) -> None:
     print(f"figures and examples: {path / 'audit'}")
 
 
-def check_data(config: RunConfig) -> None:
-    """Check the problems of a configuration. Raises UserError if any row fails."""
+def check_data(config: RunConfig, listing: Path | None = None) -> None:
+    """Check the problems of a configuration; `listing` takes the gold equations that do not recompute, one a line.
+
+    Raises UserError if any row fails.
+    """
     from qstar.problems.check import check_problems
+    from qstar.problems.gold import gold_equations
+    from qstar.runs.files import write_text
 
     train, dev = load_train_dev(config.data)
     report = check_problems(train + dev, load_test(config.data))
     print("\n".join(report.lines()))
+    gold = gold_equations(train + dev)
+    if gold.found:
+        print(gold.line())
+    if listing is not None:
+        lines = [f"{problem}\t{why}\t{printable(text)}\n" for problem, why, text in gold.doubtful]
+        write_text(listing, "".join(lines))
+        print(f"{len(lines)} equations that do not recompute: {listing}")
     if report.bad_count:
         raise UserError(f"{report.bad_count} problems failed a check; mend or remove the rows listed above")
