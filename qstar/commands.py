@@ -279,7 +279,8 @@ def audit_run(path: Path, scorer: Path | None) -> None:
     policy, value = run.models(with_value=True)
     if value is None:
         value = ValueModel(policy.model, policy.tokenizer, policy.head)
-    result = audit(run.all_traces(), value, truth, path / "audit", judge)
+    policies = [at.sampler for at in run.history]
+    result = audit(run.all_traces(), value, truth, path / "audit", judge, policies)
     show_audit(result, Console())
     print(f"figures and examples: {path / 'audit'}")
 

@@ -7,7 +7,7 @@
 On generated problems the truth of every trace is known, and the scorer is measured on problems that it was not fitted
 on. Elsewhere no truth is known: a judge estimates. It is fitted on gold solutions and corrupted ones, or comes from
 another run's audit. The share of lucky traces follows from the share it doubts, f, its recall r and the share s of
-sound ones it doubts, as in screening with an imperfect test: (f - s) / (r - s), within [0, 1] (Rogan and Gladen 1978).
+sound ones it doubts, as in screening with an imperfect test: (f - s) / (r - s) (Rogan and Gladen 1978).
 How well a judge carries over is not measured; the examples are there to be read.
 """
 
@@ -120,10 +120,13 @@ class Judge:
         best = recommended(curve)
         return None if best is None else cls(scorer, best, f"{len(items) // 2} gold solutions, each also corrupted")
 
-    def prevalence(self, doubted: float) -> float:
-        """The estimated share of lucky traces where a share of `doubted` is below the threshold; both in [0, 1]."""
+    def prevalence(self, doubted: float) -> float | None:
+        """The estimated share of lucky traces where a share of `doubted` is below the threshold; both in [0, 1].
+
+        None if it doubts fewer than the sound ones it would doubt by its own rates: then these do not hold here.
+        """
         recall, lost = self.screen.recall or 0.0, self.screen.sound_lost or 0.0
-        return min(1.0, max(0.0, (doubted - lost) / (recall - lost))) if recall > lost else 0.0
+        return min(1.0, (doubted - lost) / (recall - lost)) if recall > lost and doubted >= lost else None
 
 
 def audited(traces: Iterable[Trace], value: Value, truth: Mapping[str, Problem]) -> Iterator[Audited]:
@@ -174,12 +177,17 @@ def recommended(curve: Sequence[Screen]) -> Screen | None:
 
 
 def audit(
-    traces: Iterable[Trace], value: Value, truth: Mapping[str, Problem], folder: Path, judge: Judge | None = None
+    traces: Iterable[Trace],
+    value: Value,
+    truth: Mapping[str, Problem],
+    folder: Path,
+    judge: Judge | None = None,
+    policies: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Audit traces (see `audited`), write the files named above into `folder` and return the content of audit.json.
 
-    judge: for traces whose truth is not known. Raises UserError if the truth is known but all traces are sound, or all
-    are lucky.
+    judge: for traces whose truth is not known. policies: revisions in the order in which the figures per policy come.
+    Raises UserError if the truth is known but all traces are sound, or all are lucky.
     """
     found = list(tqdm(audited(traces, value, truth), desc="audit", unit="trace"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -191,9 +199,11 @@ def audit(
         },
     }
     known = [item for item in found if item.sound is not None]
+    threshold = None
     if known:
         scorer, found, curve = _measured(known)
         best = recommended(curve)
+        threshold = best.threshold if best else None
         result |= {
             "lucky": sum(not item.sound for item in found),
             "auc": auc(
@@ -206,18 +216,44 @@ def audit(
         _draw(curve, folder / "curve.png")
     elif judge is not None and found:
         found = [dataclasses.replace(item, score=judge.scorer.score(item.row)) for item in found]
-        doubted = sum(item.score is not None and item.score < judge.screen.threshold for item in found) / len(found)
+        threshold = judge.screen.threshold
+        doubted = sum(_doubted(item, threshold) for item in found) / len(found)
         lucky = judge.prevalence(doubted)
         result["judged"] = {
             "source": judge.source,
             "screen": dataclasses.asdict(judge.screen),
             "doubted": doubted,
             "lucky_estimate": lucky,
-            "still_lucky_estimate": lucky * (1 - (judge.screen.recall or 0.0)) / (1 - doubted) if doubted < 1 else None,
+            "still_lucky_estimate": lucky * (1 - (judge.screen.recall or 0.0)) / (1 - doubted)
+            if lucky is not None and doubted < 1
+            else None,
         }
+    result["policies"] = [_of_policy(found, policy, threshold) for policy in _policies(found, policies)]
     write_text(folder / "examples.md", _examples(found))
     write_json(folder / "audit.json", result)
     return result
+
+
+def _policies(found: Sequence[Audited], known: Sequence[str]) -> list[str]:
+    """The revisions that wrote the traces: the known ones in their order, then the others."""
+    written = dict.fromkeys(item.trace.policy for item in found)
+    return [policy for policy in known if policy in written] + sorted(written.keys() - set(known))
+
+
+def _of_policy(found: Sequence[Audited], policy: str, threshold: float | None) -> dict[str, Any]:
+    """Counts of one policy's right answers: flagged with anything, doubted by the scorer, known to be lucky."""
+    own = [item for item in found if item.trace.policy == policy]
+    return {
+        "policy": policy,
+        "right_answers": len(own),
+        "flagged": sum(bool(item.flags.reasons) for item in own),
+        "doubted": None if threshold is None else sum(_doubted(item, threshold) for item in own),
+        "lucky": None if any(item.sound is None for item in own) else sum(not item.sound for item in own),
+    }
+
+
+def _doubted(item: Audited, threshold: float) -> bool:
+    return item.score is not None and item.score < threshold
 
 
 def _measured(items: Sequence[Audited]) -> tuple[Scorer, list[Audited], list[Screen]]:

@@ -24,6 +24,9 @@ def show_audit(result: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(_flags(result, lucky))
     console.print()
+    if len(result["policies"]) > 1:
+        console.print(_policies(result))
+        console.print()
     if lucky is not None:
         console.print(_curve(result))
         console.print()
@@ -44,7 +47,9 @@ def show_audit(result: Mapping[str, Any], console: Console) -> None:
             f"{screen['sound_lost']:.1%} of the sound ones"
         )
         console.print(f"it doubts {judged['doubted']:.1%} of the right answers here")
-        if judged["still_lucky_estimate"] is not None:
+        if judged["lucky_estimate"] is None:
+            console.print("that is less than it would doubt of sound ones by its own rates, so they do not hold here")
+        elif judged["still_lucky_estimate"] is not None:
             console.print(
                 f"if it is as accurate here, {judged['lucky_estimate']:.1%} of them are lucky, and "
                 f"{judged['still_lucky_estimate']:.1%} of those it would keep; read examples.md to see"
@@ -58,6 +63,20 @@ def _flags(result: Mapping[str, Any], lucky: int | None) -> RenderableType:
         if lucky:
             body[reason] += [f"{100 * counts['lucky'] / counts['traces']:.1f}", f"{100 * counts['lucky'] / lucky:.1f}"]
     return figures_table("Single flags (%)", ["traces", *(["precision", "recall"] if lucky else [])], body)
+
+
+def _policies(result: Mapping[str, Any]) -> RenderableType:
+    body = {}
+    for number, counts in enumerate(result["policies"], start=1):
+        shares = (counts[name] for name in ("flagged", "doubted", "lucky"))
+        share = ["-" if x is None else f"{100 * x / counts['right_answers']:.1f}" for x in shares]
+        body[f"{number} ({counts['policy'][:8]})"] = [str(counts["right_answers"]), *share]
+    return figures_table(
+        "By the policy that wrote them, in order of iteration (%)",
+        ["right answers", "flagged", "doubted", "known lucky"],
+        body,
+        labels="policy",
+    )
 
 
 def _curve(result: Mapping[str, Any]) -> RenderableType:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import random
@@ -103,11 +104,11 @@ def test_no_gold_no_judge() -> None:
     assert Judge.of_gold([], seed=0) is None
 
 
-@pytest.mark.parametrize(("doubted", "lucky"), [(0.1, 0.0), (0.5, 0.5), (0.9, 1.0), (0.0, 0.0), (1.0, 1.0)])
-def test_share_of_lucky_by_hand(doubted: float, lucky: float) -> None:
+@pytest.mark.parametrize(("doubted", "lucky"), [(0.1, 0.0), (0.5, 0.5), (0.9, 1.0), (1.0, 1.0), (0.0, None)])
+def test_share_of_lucky_by_hand(doubted: float, lucky: float | None) -> None:
     """A judge that doubts 0.9 of the lucky and 0.1 of the sound ones doubts 0.9 p + 0.1 (1 - p)."""
     judge = Judge(Scorer((), (), (), 0.0), Screen(0.5, 1, 0.9, 0.9, 0.1, 0.1), "test")
-    assert judge.prevalence(doubted) == pytest.approx(lucky)
+    assert judge.prevalence(doubted) == (lucky if lucky is None else pytest.approx(lucky))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +132,19 @@ def test_screening_by_hand() -> None:
 
 def test_no_threshold_is_recommended_without_precision() -> None:
     assert recommended(screening([0.1, 0.9], [True, False])) is None
+
+
+def test_figures_are_given_per_policy_in_the_order_of_the_loop(tmp_path: Path) -> None:
+    mixed = [dataclasses.replace(trace, policy="old" if i % 3 else "new") for i, trace in enumerate(traces())]
+    result = audit(mixed, Half(), PROBLEMS, tmp_path, policies=["old", "unused", "new"])
+    assert [item["policy"] for item in result["policies"]] == ["old", "new"]
+    for name in ("right_answers", "lucky"):
+        assert sum(item[name] for item in result["policies"]) == result[name]
+    assert all(item["lucky"] <= item["right_answers"] for item in result["policies"])
+    console = Console(file=io.StringIO(), width=80)
+    show_audit(result, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "1 (old)" in console.file.getvalue()
 
 
 @pytest.mark.parametrize("truth", [PROBLEMS, {}])
