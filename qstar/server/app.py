@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import math
@@ -249,13 +250,32 @@ async def _body(request: Request, limits: Limits) -> bytes:
 
 
 def _authorize(service: Service, request: Request) -> None:
-    """Raise RequestError if the server has a key and the request has not. Health is for everybody."""
-    if service.key is None or request.url.path in ("/healthz", "/readyz"):
+    """Raise RequestError if the server has a key and the request has not. Health is for everybody.
+
+    Without a key, only programs of this machine may ask, and not web pages in its browser: a page that had its own name
+    resolve to this machine would show in the host, and one cannot post JSON here without asking, which no route allows.
+    """
+    if request.url.path in ("/healthz", "/readyz"):
+        return
+    if service.key is None:
+        if not loopback(request.url.hostname or ""):
+            raise RequestError(403, "a server without a key answers to localhost only", code="wrong_host")
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.method == "POST" and kind != "application/json":
+            raise RequestError(415, "the content type must be application/json", code="wrong_content_type")
         return
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     # Compared in constant time, so that its time does not tell how much of a guess is right.
     if not hmac.compare_digest(given.encode(), service.key.encode()):
         raise RequestError(401, "wrong or missing API key", code="invalid_api_key")
+
+
+def loopback(host: str) -> bool:
+    """Whether a host is this machine and cannot be reached from others."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check(service: Service, ask: Ask) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
 from pathlib import Path
@@ -13,7 +12,7 @@ import uvicorn
 from rich.console import Console
 
 from qstar.errors import UserError
-from qstar.server.app import Limits, Service, make_app
+from qstar.server.app import Limits, Service, loopback, make_app
 from qstar.solver import Solver
 
 
@@ -43,7 +42,7 @@ def serve(
     Raises UserError for a host other than loopback without a key, an address that is taken, or a run that cannot be
     loaded.
     """
-    if key is None and not _loopback(host):
+    if key is None and not loopback(host):
         raise UserError(f"{host} can be reached from other machines; set QSTAR_API_KEY, or serve on 127.0.0.1")
     listener = _bind(host, port)
     solver = Solver.load(run)
@@ -55,13 +54,6 @@ def serve(
     address = f"http://{host}:{listener.getsockname()[1]}"
     Console(stderr=True).print(f"serving {service.model} on {address}/v1, Ctrl-C to stop", highlight=False)
     _Server(config, service, grace).run(sockets=[listener])
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -104,7 +104,8 @@ def test_load_with_requests_that_misbehave(finished: Path) -> None:
             data = json.dumps(
                 {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "stream": i % 2 == 0}
             )
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n\r\n"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+            head += f"content-length: {len(data)}\r\n\r\n"
             sent = [head + data, head + data[:20], head.replace(str(len(data)), "9999999") + "x" * 100000, "\x00\x01"]
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
                 connection.sendall(sent[i % 4].encode())

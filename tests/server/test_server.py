@@ -19,6 +19,8 @@ from qstar.server.run import serve
 from qstar.solver import Solver
 from tests.server.served import CONFIG, PacedPolicy, Served, body, served, until
 
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+
 
 @pytest.fixture
 def toy() -> Iterator[Served]:
@@ -34,10 +36,12 @@ def ask(server: Served, question: str = "q", **more: Any) -> Any:
     return client(server).chat.completions.create(**body(question), **more)
 
 
-def post(server: Served, data: bytes, *headers: str) -> tuple[int, dict[str, str], bytes]:
+def post(
+    server: Served, data: bytes, host: str = "localhost", kind: str = "application/json"
+) -> tuple[int, dict[str, str], bytes]:
     """A request by hand; returns status, headers and body."""
-    lines = [f"content-length: {len(data)}", "connection: close", *headers]
-    text = "\r\n".join(["POST /v1/chat/completions HTTP/1.1", "host: localhost", *lines, "", ""])
+    lines = [f"content-length: {len(data)}", "connection: close", f"content-type: {kind}"]
+    text = "\r\n".join(["POST /v1/chat/completions HTTP/1.1", f"host: {host}", *lines, "", ""])
     with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
         with contextlib.suppress(OSError):  # the server may refuse before it has read everything
             connection.sendall(text.encode() + data)
@@ -145,7 +149,7 @@ def test_an_oversized_and_a_slow_body_are_refused() -> None:
     with served(body=2000, body_seconds=1.0) as server:
         assert post(server, json.dumps(body("q" * 3000)).encode())[0] == 413
         with socket.create_connection(("127.0.0.1", server.port), 10) as slow:
-            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            slow.sendall(HEAD + b"content-length: 100\r\n\r\n{")
             assert b" 408 " in slow.recv(1000)
         assert server.service.inside == 0
 
@@ -156,9 +160,7 @@ def test_a_full_server_says_when_to_come_back() -> None:
         held = [socket.create_connection(("127.0.0.1", server.port), 20) for _ in range(BATCH)]
         data = json.dumps(body()).encode()
         for connection in held:
-            connection.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data)
-            )
+            connection.sendall(HEAD + b"content-length: %d\r\n\r\n%s" % (len(data), data))
         until(lambda: server.service.inside == BATCH)
         code, headers, answer = post(server, data)
         assert (code, json.loads(answer)["error"]["code"]) == (429, "queue_full")
@@ -177,9 +179,7 @@ def test_a_client_that_leaves_cancels_its_search(stream: bool) -> None:
     with served(PacedPolicy(0.05)) as server:
         data = json.dumps(body(budget=4000, stream=stream)).encode()
         with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
-            connection.sendall(
-                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(data), data)
-            )
+            connection.sendall(HEAD + b"content-length: %d\r\n\r\n%s" % (len(data), data))
             until(lambda: len(server.policy.served) > 2)
         until(lambda: server.service.inside == 0)
         count = len(server.policy.served)
@@ -216,6 +216,15 @@ def test_a_broken_policy_says_nothing_of_its_insides(toy: Served, caplog: pytest
     assert ask(toy).choices[0].finish_reason == "stop"
 
 
+def test_a_web_page_cannot_ask_a_server_without_a_key(toy: Served) -> None:
+    data = json.dumps(body()).encode()
+    assert post(toy, data, host=f"rebound.example:{toy.port}")[0] == 403
+    assert post(toy, data, kind="text/plain")[0] == 415  # what a page of another site may send without asking
+    assert post(toy, data, host=f"127.0.0.1:{toy.port}", kind="application/json; charset=utf-8")[0] == 200
+    with served(key="sesame") as server:
+        assert post(server, data, host="name.example")[0] == 401  # the key decides there
+
+
 def test_a_key_is_needed_where_there_is_one() -> None:
     with served(key="sesame") as server:
         with pytest.raises(openai.AuthenticationError):
@@ -227,7 +236,7 @@ def test_a_key_is_needed_where_there_is_one() -> None:
 
 def get(server: Served, path: str) -> tuple[int, str]:
     with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
     return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
 
