@@ -14,10 +14,8 @@ Algorithm card
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from qstar.distill.junctions import Chain, tree_choices
@@ -43,31 +41,10 @@ def improve(run: Run, stage: Stage) -> dict[str, Any]:
     before = (
         run.directory.stage(stage_name("improve", run.iteration - 1)).metrics["dev_after"]
         if run.iteration > 1
-        else greedy_accuracy(run, run.teacher_path, stage.path / "dev", "before")
+        else run.dev_accuracy(run.teacher_path, stage.path / "dev", "before", config.dev_problems)
     )
-    after = greedy_accuracy(run, stage.path / "model", stage.path / "dev", "after")
+    after = run.dev_accuracy(stage.path / "model", stage.path / "dev", "after", config.dev_problems)
     return {"dev_before": before, "dev_after": after, **trained}
-
-
-def greedy_accuracy(run: Run, model: Path, directory: Path, name: str) -> float:
-    """Share of dev problems that a checkpoint solves greedily; `directory` keeps the journal of its answers."""
-    from qstar.evaluate.compare import compare
-    from qstar.solver import load_models
-
-    here = dataclasses.replace(run.config.policy, remote=None, remote_model=None)
-    policy, _ = load_models(model, None, here, run.device)
-    comparison = compare(
-        run.dev[: run.config.improve.dev_problems],
-        policy,
-        None,
-        run.config,
-        strategies=("greedy",),
-        budgets=(max(run.config.eval.budgets),),
-        directory=directory,
-        seed=run.config.seed,
-        name=name,
-    )
-    return comparison.cells[0].accuracy
 
 
 def _fine_tune(run: Run, stage: Stage) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qstar import __version__
 from qstar.config import RunConfig
 from qstar.problems.load import load_test, load_train_dev
-from qstar.problems.problem import Problem
+from qstar.problems.problem import Problem, question_hash
 from qstar.rollout import read_traces
 from qstar.runs.directory import RunDirectory, Stage
 from qstar.runs.journal import Journal
@@ -80,8 +81,13 @@ class Run:
 
     @cached_property
     def problems(self) -> tuple[list[Problem], list[Problem]]:
-        """Train and dev problems."""
-        return load_train_dev(self.config.data)
+        """Train and dev problems, without those whose question is a test question."""
+        repeats = self.test_index.hashes
+        train, dev = (
+            [problem for problem in split if question_hash(problem.question) not in repeats]
+            for split in load_train_dev(self.config.data)
+        )
+        return train, dev
 
     @property
     def train(self) -> list[Problem]:
@@ -164,6 +170,29 @@ class Run:
             self.config.policy,
             self.device,
         )
+
+    def dev_accuracy(self, model: Path, directory: Path, name: str, limit: int | None = None) -> float:
+        """Share of (the first `limit`) dev problems that a checkpoint solves greedily, by this process's engine.
+
+        directory: keeps the journal of its answers, called by `name`.
+        """
+        from qstar.evaluate.compare import compare
+        from qstar.solver import load_models
+
+        here = dataclasses.replace(self.config.policy, remote=None, remote_model=None)  # a server has the policy alone
+        policy, _ = load_models(model, None, here, self.device)
+        comparison = compare(
+            self.dev[:limit],
+            policy,
+            None,
+            self.config,
+            strategies=("greedy",),
+            budgets=(max(self.config.eval.budgets),),
+            directory=directory,
+            seed=self.config.seed,
+            name=name,
+        )
+        return comparison.cells[0].accuracy
 
     def traces(self, stage: str, file: str) -> Iterator[Trace]:
         """All traces that a stage journalled, in order of problem id."""

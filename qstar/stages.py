@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qstar.config import SftConfig
 from qstar.improve import improve
@@ -27,6 +27,10 @@ from qstar.rollout import rollout
 from qstar.run import Run, best_iteration, improved, stage_name
 from qstar.runs.directory import RunDirectory, Stage, StageSpec
 from qstar.runs.files import write_json
+from qstar.runs.team import Team
+
+if TYPE_CHECKING:
+    from qstar.distill.select import KeptTrace
 
 
 def data(run: Run, stage: Stage) -> dict[str, Any]:
@@ -169,9 +173,11 @@ def export(run: Run, stage: Stage) -> dict[str, Any]:
 
 def distill(run: Run, stage: Stage) -> dict[str, Any]:
     """Train the student on gold solutions and traces, and its baseline on gold alone, at equal optimizer steps."""
+    from qstar.distill.junction_loss import held_out
     from qstar.distill.student import student_examples
 
     config = run.config.student
+    unseen = held_out(list(run.traces("rollout", "dev.jsonl")), run.config.traces.per_problem)
     gold = student_examples(run.train, [])
     both = student_examples(run.train, list(run.selection()), loss=config.loss)
     metrics: dict[str, Any] = {"gold": len(gold), "gold_and_traces": len(both)}
@@ -198,7 +204,22 @@ def distill(run: Run, stage: Stage) -> dict[str, Any]:
         metrics |= {f"{name}_{key}": value for key, value in trained.items()}
         if on_policy:
             metrics |= _on_policy(run, stage, model, tokenizer)
+        if Team.from_environment().leads:
+            metrics |= _judged(run, stage, name, unseen)
     return metrics
+
+
+def _judged(run: Run, stage: Stage, name: str, unseen: Sequence[KeptTrace]) -> dict[str, Any]:
+    """How a trained student does on dev: greedy accuracy, and its losses at junctions and elsewhere, also untrained."""
+    from qstar.distill.junction_loss import junction_loss
+    from qstar.policy.hub import load_causal_lm, load_tokenizer
+
+    figures: dict[str, Any] = {f"{name}_dev": run.dev_accuracy(stage.path / name, stage.path / "dev", name)}
+    trained = load_causal_lm(stage.path / name, dtype="float32", device=run.device), load_tokenizer(stage.path / name)
+    for when, (model, tokenizer) in (("untrained", _student_base(run)), ("trained", trained)):
+        loss = junction_loss(model, tokenizer, unseen)
+        figures |= {f"{name}_{when}_junction_loss": loss.junction, f"{name}_{when}_other_loss": loss.other}
+    return {**figures, "junction_tokens": loss.junction_tokens, "other_tokens": loss.other_tokens}
 
 
 def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
@@ -206,6 +227,7 @@ def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
     from rich.console import Console
 
     from qstar.evaluate.compare import compare
+    from qstar.evaluate.cost import cost_table, show_cost
     from qstar.evaluate.table import accuracy_table
     from qstar.solver import load_models
 
@@ -223,7 +245,16 @@ def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
         model, _ = load_models(run.directory.stage("distill").path / name, None, here, run.device)
         comparison += compare(problems, model, None, config, strategies=("greedy",), name=name, **settings)
     write_json(stage.path / "comparison.json", comparison.to_json())
+    costs = cost_table(
+        comparison.to_json()["cells"],
+        once=sum(
+            at.stage("rollout").metrics["train_tokens"] + at.stage("search").metrics["tokens"] for at in run.history
+        ),
+        trained=run.directory.stage("distill").metrics["student_tokens"],
+    )
+    write_json(stage.path / "cost.json", dataclasses.asdict(costs))
     Console().print(accuracy_table(comparison))
+    Console().print(show_cost(costs))
     return {f"{cell.name}-{cell.strategy}-{cell.budget}": cell.accuracy for cell in comparison.cells}
 
 

@@ -76,13 +76,13 @@ def content(run: Path) -> dict[str, Any]:
     """The bytes of every file of a run, without what tells the time: seconds, speeds and costs."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
-        if not path.is_file() or path.name in (".lock", "versions.json") or path.name.endswith(".cost.json"):
+        if not path.is_file() or path.name in (".lock", "versions.json") or path.name.endswith("cost.json"):
             continue
         data: Any = path.read_bytes()
         if path.name == "manifest.json":
             data = {**json.loads(data), "seconds": None}
             for file in data["files"]:
-                if file.endswith(("training.json", "comparison.json", ".cost.json")):
+                if file.endswith(("training.json", "comparison.json", "cost.json")):
                     data["files"][file] = None
         elif path.name == "training.json":
             data = {**json.loads(data), "seconds": None, "tokens_per_second": None}
