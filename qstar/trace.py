@@ -18,8 +18,10 @@ class Trace:
     finish: why it ended; only a terminal trace can be correct.
     status: the grade of its final answer.
     answer: the final answer as canonical number text, None if there is none.
-    source: what wrote it: "rollout" (plain sample), "search", or "gold".
+    source: what wrote it: "rollout" (plain sample), "search", "gold", or "tree" (a path of a stored search tree).
     policy: revision of the policy that wrote it (empty for gold).
+    temperature, calculator: how the policy sampled it (None and empty: gold, or written before these were recorded).
+    start: steps that it shares with an earlier trace whose state it continues; 0 if it was sampled from the question.
     """
 
     problem_id: str
@@ -30,6 +32,9 @@ class Trace:
     answer: str | None
     source: str
     policy: str = ""
+    temperature: float | None = None
+    calculator: str = ""
+    start: int = 0
 
     @property
     def solution(self) -> str:
@@ -51,10 +56,13 @@ class Trace:
             "answer": self.answer,
             "source": self.source,
             "policy": self.policy,
+            "temperature": self.temperature,
+            "calculator": self.calculator,
+            "start": self.start,
         }
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Trace:
-        """The inverse of `to_json` (log-probabilities to 5 decimals)."""
+        """The inverse of `to_json` (log-probabilities to 5 decimals). Fields that came later may be missing."""
         steps = tuple(Step(text, tuple(ids), logprob, value) for text, ids, logprob, value in row["steps"])
         return cls(**{**row, "steps": steps})

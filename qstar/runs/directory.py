@@ -362,6 +362,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
         return json.dumps(values[name]) if name in values else "nothing"
 
     pairs = ((name, shown(old, name), shown(new, name)) for name in sorted(old.keys() | new.keys()))
-    # A field that came with a later version and is null changes nothing.
-    changed = [f"{name}={a} (now {b})" for name, a, b in pairs if a != b and (a, b) != ("nothing", "null")]
+    # A field that came with a later version changes nothing while it is null or has its default.
+    defaults = dict(flat(to_dict(RunConfig())))
+    changed = [
+        f"{name}={a} (now {b})"
+        for name, a, b in pairs
+        if a != b and (a != "nothing" or b not in ("null", shown(defaults, name)))
+    ]
     return ", ".join(changed[:4]) + (f" and {len(changed) - 4} more" if len(changed) > 4 else "")

@@ -15,6 +15,9 @@ from qstar.types import Step
 PATH_FEATURES = 11
 """Numbers per state: 3 of log-probabilities and 8 checks."""
 
+COLUMNS = {"all": slice(0, 11), "logprobs": slice(0, 3), "checks": slice(3, 11)}
+"""Where the numbers of `value.path_features` are among them."""
+
 MAX_COUNT = 4.0
 """Counts are cut here, so that no path is far outside of what was trained on."""
 

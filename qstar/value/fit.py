@@ -1,8 +1,9 @@
 """The training loop of a value: loss, optimizer, dev figures per epoch, and a state on disk that survives a kill.
 
 Algorithm card
-    Objective   L = sum_t w_t BCE(sigmoid(z_t), y) / sum_t w_t + r * mean over pairs of -log sigmoid(z_i - z_j), with
-                pairs (i right, j wrong) of step ends of one problem at one depth.
+    Objective   L = sum_t w_t BCE(sigmoid(z_t), y_t) / sum_t w_t + r * mean over pairs of -log sigmoid(z_i - z_j), with
+                pairs (i right, j wrong) of step ends of one problem at one depth; y_t and w_t are those of
+                `value.target` (`qstar.value.rows`), r is `value.ranking`. Step ends without weight form no pairs.
     Source      BCE on the outcome: Yu et al. 2024 (OVM) use squared error, which has the same minimiser; pairwise
                 logistic ranking: Bradley and Terry 1952; Burges et al. 2005 (RankNet).
     Optimizer   AdamW, linear warm-up, cosine decay to 0, gradient norm clipped at 1.
@@ -33,13 +34,11 @@ from qstar.runs.files import write_whole
 from qstar.value.calibrate import CalibrationReport, Floats, report, sigmoid
 from qstar.value.data import Dataset
 
-RANKING_WEIGHT = 0.3
-"""r: weight of the pairwise term. On synthetic traces with hard and easy problems, 0.3 against 0 raised the AUC within
-problems of a trained trunk by 0.01 (last step) to 0.03 (first step) and left the log loss alone; 1 added nothing for a
-frozen one."""
-
 TRUNK_RATE = 0.1
 """A trained trunk's learning rate, as a share of the head's."""
+
+ADAPTER_RATE = 0.3
+"""The same of low-rank adapters, which start at no effect and have far fewer weights."""
 
 WARMUP = 0.05
 """Share of the training spent warming up."""
@@ -56,40 +55,41 @@ class Fitted:
 
 
 class Objective:
-    """The loss of a batch of whole problems, summable over parts of the batch."""
+    """The loss of a batch of whole problems, summable over parts of the batch. ranking: r of the card above."""
 
-    def __init__(self, dataset: Dataset, batch: list[list[int]], device: Any) -> None:
-        self._data, self._device = dataset, device
+    def __init__(self, dataset: Dataset, batch: list[list[int]], device: Any, ranking: float) -> None:
+        self._data, self._device, self._ranking = dataset, device, ranking
         rows = [row for problem in batch for row in problem]
-        self._weight = sum(float(dataset.weight[row]) * len(dataset.ends[row]) for row in rows)
-        label, _, place = self._tensors(rows)
-        self._pairs = int(self._pair_mask(label, place).sum())
+        label, _, weight, place = self._tensors(rows)
+        self._weight = max(float(weight.double().sum()), 1e-9)
+        self._pairs = int(self._pair_mask(label, weight, place).sum())
 
     def __call__(self, rows: list[int], logits: Tensor) -> Tensor:
         """The share of the batch's loss that comes from the step ends [N] of `rows`, in order (whole problems)."""
-        label, weight, place = self._tensors(rows)
-        loss = (weight * binary_cross_entropy_with_logits(logits, label, reduction="none")).sum() / self._weight
-        if RANKING_WEIGHT and self._pairs:
-            right, wrong = self._pair_mask(label, place).nonzero(as_tuple=True)
-            loss = loss + RANKING_WEIGHT * softplus(logits[wrong] - logits[right]).sum() / self._pairs
+        label, target, weight, place = self._tensors(rows)
+        loss = (weight * binary_cross_entropy_with_logits(logits, target, reduction="none")).sum() / self._weight
+        if self._ranking and self._pairs:
+            right, wrong = self._pair_mask(label, weight, place).nonzero(as_tuple=True)
+            loss = loss + self._ranking * softplus(logits[wrong] - logits[right]).sum() / self._pairs
         return loss
 
-    def _tensors(self, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Label [N], weight [N] and (problem, depth) [N, 2] of the step ends of `rows`."""
+    def _tensors(self, rows: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Label [N], target [N], weight [N] and (problem, depth) [N, 2] of the step ends of `rows`."""
         data = self._data
         table = [
-            (data.label[row], data.weight[row], data.problem[row], depth)
+            (data.label[row], data.target[end], data.weight[end], data.problem[row], end - data.first[row])
             for row in rows
-            for depth in range(len(data.ends[row]))
+            for end in range(data.first[row], data.first[row + 1])
         ]
         columns = torch.tensor(table, dtype=torch.float32, device=self._device)
-        return columns[:, 0], columns[:, 1], columns[:, 2:]
+        return columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3:]
 
     @staticmethod
-    def _pair_mask(label: Tensor, place: Tensor) -> Tensor:
-        """[N, N]: row right, column wrong, same problem and depth."""
+    def _pair_mask(label: Tensor, weight: Tensor, place: Tensor) -> Tensor:
+        """[N, N]: row right, column wrong, same problem and depth, both with weight."""
         same = (place[:, None] == place[None]).all(-1)
-        return same & (label[:, None] > 0.5) & (label[None] <= 0.5)
+        right, wrong = (label > 0.5) & (weight > 0), (label <= 0.5) & (weight > 0)
+        return same & right[:, None] & wrong[None]
 
 
 def fit(
@@ -156,11 +156,12 @@ class _State:
         self.masters = {
             name: p if p.dtype == torch.float32 else p.detach().float() for name, p in self.parameters.items()
         }
+        trunk_rate = ADAPTER_RATE if config.trunk == "lora" else TRUNK_RATE
         self.optimizer = torch.optim.AdamW(
             [
                 {
                     "params": [master],
-                    "peak": config.learning_rate * (TRUNK_RATE if name.startswith("trunk.") else 1.0),
+                    "peak": config.learning_rate * (trunk_rate if name.startswith("trunk.") else 1.0),
                     "weight_decay": config.weight_decay if master.ndim >= 2 else 0.0,
                 }
                 for name, master in self.masters.items()

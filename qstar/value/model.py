@@ -119,6 +119,13 @@ def read_hidden(
     Rows are padded on the right and attention is causal, so no position that is read sees padding. Layers are numbered
     as in `ValueHeadConfig`. Raises UserError for a row longer than the context.
     """
+    return read_states(trunk, rows, positions, layers)[0]
+
+
+def read_states(
+    trunk: Any, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """What `read_hidden` returns, and the last hidden states [B, T, D] of all positions, as the LM head reads them."""
     context = trunk.config.get_text_config().max_position_embeddings
     longest = max(map(len, rows))
     if longest > context:
@@ -138,8 +145,9 @@ def read_hidden(
     base = trunk.base_model
     hooks = [base.layers[layer].register_forward_hook(reader(layer)) for layer in layers if layer != -1]
     try:
-        read[-1] = base(input_ids=ids, use_cache=False).last_hidden_state[row_of, end_of]
+        last: Tensor = base(input_ids=ids, use_cache=False).last_hidden_state
+        read[-1] = last[row_of, end_of]
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack([read[layer] for layer in layers], dim=1)
+    return torch.stack([read[layer] for layer in layers], dim=1), last

@@ -1,13 +1,21 @@
-"""Training a value from graded traces: a head on the frozen policy, or a fully trained copy of it.
+"""Training a value from graded traces: a head on the frozen policy, or a copy of it that is trained too.
 
 Algorithm card
     Objective   V(s) = P(final answer correct | s) at every step end s; see `qstar.value.fit` for the loss.
-    Target      the outcome of the trace at each of its steps (`qstar.value.targets.outcome`).
+    Target      `value.target` at each step of a trace, see `qstar.value.rows`. td: the train problems are split in
+                halves; a first value is fitted to the outcomes of each half, and its V on the other half, which it has
+                not seen, gives the lambda-returns that the value itself is then trained on.
     frozen      one pass of the policy over every trace without gradients; the hidden states at step ends are kept in
                 half precision and only the head is trained on them.
     separate    trunk and head are trained; all step ends of a trace come from one forward pass.
+    lora        as separate, but only low-rank adapters of the trunk are trained (Hu et al. 2021); they are merged at
+                the end, and the value is saved and loaded as a separate one.
+    joint       as separate, plus `value.joint_weight` times the mean of -log p over the solution tokens of a batch's
+                right traces (Cobbe et al. 2021, section 4.2, train on all solutions; a wrong one is no text to learn).
     Calibration one temperature, fitted on dev problems; the reported figures use a temperature fitted on the other half
                 of the dev problems.
+    Left out    how large a share of other samples agrees with a state: while decoding, V is read from one path alone,
+                without the tree that would be counted.
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +33,20 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from qstar.config import ValueConfig
+from qstar.policy.adapters import add_adapters
 from qstar.runs.files import write_json, write_whole
 from qstar.trace import Trace
 from qstar.types import derive_seed
 from qstar.value.calibrate import Floats, cross_fitted, draw_reliability, fit_temperature, report, selection, sigmoid
-from qstar.value.data import BALANCE, Dataset, check_trainable
-from qstar.value.fit import RANKING_WEIGHT, Fitted, Metrics, Objective, fit, headline
+from qstar.value.data import Dataset, StoredTree, check_trainable
+from qstar.value.fit import Fitted, Metrics, Objective, fit, headline
 from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
-from qstar.value.model import ValueModel, check_layers, length_batches, read_hidden
+from qstar.value.model import ValueModel, check_layers, length_batches, read_hidden, read_states
+from qstar.value.targets import td_lambda
 
 TRAIN_TOKENS = 4096
 """Padded tokens in one pass with gradients; a batch with more is summed over several passes."""
@@ -54,11 +65,13 @@ def train_value(
     device: str,
     directory: str | Path,
     base_revision: str,
+    trees: Sequence[StoredTree] = (),
     on_epoch: OnEpoch | None = None,
 ) -> Metrics:
     """Train the value that `config.trunk` names and save it to `directory`; return its headline figures on dev.
 
-    The folder then holds the head (and `trunk/`), report.json with all figures, and reliability.png. A stopped call
+    trees: search trees of training problems, read for the targets tree_mean and tree_max. The folder then holds the
+    head (and `trunk/`), report.json with all figures, and reliability.png. A stopped call
     continues from its last epoch; a finished one returns at once. Raises UserError for traces that cannot teach a
     value, a layer the model does not have, or a loss that is not finite.
     """
@@ -69,6 +82,7 @@ def train_value(
         "device": device,
         "directory": folder,
         "base_revision": base_revision,
+        "trees": trees,
         "on_epoch": on_epoch,
     }
     if config.trunk == "frozen":
@@ -87,13 +101,15 @@ def train_head(
     device: str,
     directory: str | Path,
     base_revision: str,
+    trees: Sequence[StoredTree] = (),
     on_epoch: OnEpoch | None = None,
 ) -> tuple[ValueHead, Metrics]:
     """Train a head on the frozen policy `model`; see `train_value`."""
-    work = _Work(model, tokenizer, traces, dev_traces, config, seed, Path(directory), base_revision)
+    work = _Work(model, tokenizer, traces, dev_traces, config, seed, Path(directory), base_revision, trees)
     if done := work.finished():
         return ValueHead.from_pretrained(directory).to(device), done
     model = model.to(device).eval()
+    work.bootstrap(model, tokenizer, device)
     head = work.new_head(device)
     features = work.features(model, head, work.train, "train")
     dev_features = work.features(model, head, work.dev, "dev")
@@ -105,7 +121,7 @@ def train_head(
         rows = [row for problem in batch for row in problem]
         index = torch.cat([torch.arange(first[row], first[row + 1]) for row in rows])
         logits = head.readout(features[index].to(device), paths[index].to(device))
-        loss = Objective(work.train, batch, device)(rows, logits)
+        loss = Objective(work.train, batch, device, config.ranking)(rows, logits)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
@@ -131,49 +147,94 @@ def train_separate(
     device: str,
     directory: str | Path,
     base_revision: str,
+    trees: Sequence[StoredTree] = (),
     on_epoch: OnEpoch | None = None,
 ) -> tuple[ValueModel, Metrics]:
     """Train a copy of the policy `model` and a head; see `train_value`. `model` itself is not changed.
 
-    The trunk's learning rate is a tenth of the head's. Dropout stays off, as in evaluation.
+    The trunk's learning rate is a share of the head's. Dropout stays off, as in evaluation.
     """
-    work = _Work(model, tokenizer, traces, dev_traces, config, seed, Path(directory), base_revision)
+    work = _Work(model, tokenizer, traces, dev_traces, config, seed, Path(directory), base_revision, trees)
     if done := work.finished():
-        dtype = str(model.dtype).removeprefix("torch.")
-        return ValueModel.from_pretrained(directory, dtype=dtype, device=device), done
+        return load_value(directory, model, tokenizer, device), done
+    work.bootstrap(model, tokenizer, device)
     value = ValueModel(copy.deepcopy(model).to(device), tokenizer, work.new_head(device)).eval()
-    value.trunk.requires_grad_(False)
-    value.trunk.base_model.requires_grad_(True)  # a language-model head of its own gets no gradient
-
-    def logits(data: Dataset, rows: Sequence[int]) -> Tensor:
-        hidden = read_hidden(
-            value.trunk, [data.rows[row] for row in rows], [data.ends[row] for row in rows], value.head.layers
-        )
-        ends = [end for row in rows for end in range(data.first[row], data.first[row + 1])]
-        paths = torch.from_numpy(data.paths[ends]).float().to(device)
-        return value.head.readout(value.head.normalise(hidden), paths)
+    trunk, joint = value.trunk, config.trunk == "joint"
+    trunk.requires_grad_(joint)
+    adapters = None
+    if config.trunk == "lora":
+        adapters = add_adapters(trunk, config.lora_rank, derive_seed(seed, "value-adapters"))
+    else:
+        trunk.base_model.requires_grad_(True)  # a language-model head of its own gets a gradient from joint alone
 
     def backward(batch: list[list[int]]) -> float:
-        objective = Objective(work.train, batch, device)
+        data = work.train
+        objective = Objective(data, batch, device, config.ranking)
+        written = sum(_written(data, row) for problem in batch for row in problem)
         total = 0.0
-        for rows in _parts(work.train, batch):
-            loss = objective(rows, logits(work.train, rows))
+        for rows in _parts(data, batch):
+            logits, last = _read(trunk, value.head, data, rows)
+            loss = objective(rows, logits)
+            if joint and written:
+                loss = loss + config.joint_weight * language_loss(trunk, last, data, rows) / written
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         return total
 
-    @torch.no_grad()
-    def dev_logits() -> Floats:
-        out = np.zeros(int(work.dev.first[-1]))
-        for rows in length_batches([len(row) for row in work.dev.rows]):
-            parts = torch.split(logits(work.dev, rows).double().cpu(), [len(work.dev.ends[row]) for row in rows])
-            for row, part in zip(rows, parts, strict=True):
-                out[work.dev.first[row] : work.dev.first[row + 1]] = part.numpy()
-        return out
+    fitted = work.fit(value, backward, lambda: value_logits(trunk, value.head, work.dev), on_epoch)
+    if adapters is not None:
+        adapters.merge_and_unload()
+        trunk.requires_grad_(False)
+    logits = value_logits(trunk, value.head, work.dev)
+    value.head = value.head.calibrated(work.temperature(logits)).to(device).eval()
+    return value, work.finish(value.head, fitted, logits, value.save_pretrained)
 
-    fitted = work.fit(value, backward, dev_logits, on_epoch)
-    value.head = value.head.calibrated(work.temperature(dev_logits())).to(device).eval()
-    return value, work.finish(value.head, fitted, dev_logits(), value.save_pretrained)
+
+def load_value(directory: str | Path, model: Any, tokenizer: Any, device: str) -> ValueModel:
+    """A trained value as a model of its own: its own trunk, or `model` with the head. Raises UserError as they do."""
+    head = ValueHead.from_pretrained(directory)
+    if head.config.trunk == "frozen":
+        return ValueModel(model.to(device), tokenizer, head.to(device)).eval()
+    return ValueModel.from_pretrained(directory, dtype=str(model.dtype).removeprefix("torch."), device=device)
+
+
+def _read(trunk: Any, head: ValueHead, data: Dataset, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Logits at the step ends of `rows`, in order, not calibrated; last hidden states [B, T, D] of the rows."""
+    hidden, last = read_states(trunk, [data.rows[row] for row in rows], [data.ends[row] for row in rows], head.layers)
+    ends = [end for row in rows for end in range(data.first[row], data.first[row + 1])]
+    paths = torch.from_numpy(data.paths[ends]).float().to(last.device)
+    return head.readout(head.normalise(hidden), paths), last
+
+
+@torch.no_grad()
+def value_logits(trunk: Any, head: ValueHead, data: Dataset) -> Floats:
+    """Logits [N] at all step ends of `data`, one pass per trace, not calibrated."""
+    out = np.zeros(int(data.first[-1]))
+    for rows in length_batches([len(row) for row in data.rows]):
+        logits, _ = _read(trunk, head, data, rows)
+        parts = torch.split(logits.double().cpu(), [len(data.ends[row]) for row in rows])
+        for row, part in zip(rows, parts, strict=True):
+            out[data.first[row] : data.first[row + 1]] = part.numpy()
+    return out
+
+
+def language_loss(trunk: Any, last: Tensor, data: Dataset, rows: Sequence[int]) -> Tensor:
+    """-log p, summed over the solution tokens of the right traces among `rows`; `last` [B, T, D] of these rows."""
+    places = [
+        (i, position - 1, data.rows[row][position])
+        for i, row in enumerate(rows)
+        if _written(data, row)
+        for position in range(data.prompts[row], len(data.rows[row]))
+    ]
+    if not places:
+        return last.new_zeros(())
+    row_of, before, token = torch.tensor(places, device=last.device).unbind(1)
+    return cross_entropy(trunk.get_output_embeddings()(last[row_of, before]).float(), token, reduction="sum")
+
+
+def _written(data: Dataset, row: int) -> int:
+    """Solution tokens that the language-model loss counts: those of a right trace."""
+    return len(data.rows[row]) - data.prompts[row] if data.label[row] == 1 else 0
 
 
 def _parts(data: Dataset, batch: list[list[int]]) -> list[list[int]]:
@@ -201,17 +262,20 @@ class _Work:
         seed: int,
         folder: Path,
         base_revision: str,
+        trees: Sequence[StoredTree],
     ) -> None:
         check_layers(model, config.layers)
         self.config, self.seed, self.folder = config, seed, folder
-        self.train, self.dev = Dataset.of(traces, tokenizer), Dataset.of(dev_traces, tokenizer)
+        self.train = Dataset.of(traces, tokenizer, target=config.target, balance=config.balance, trees=trees)
+        self.dev = Dataset.of(dev_traces, tokenizer)
         check_trainable(self.train, self.dev)
         self.head_config = ValueHeadConfig(
             layers=config.layers,
             hidden_size=model.config.get_text_config().hidden_size,
             width=config.hidden_size,
-            trunk=config.trunk,
+            trunk="frozen" if config.trunk == "frozen" else "separate",
             path=config.path,
+            path_features=config.path_features,
             base_model=str(model.config.name_or_path),
             base_revision=base_revision,
             tokenizer=tokenizer_fingerprint(tokenizer),
@@ -221,7 +285,6 @@ class _Work:
             seed,
             base_revision,
             str(model.dtype),
-            [RANKING_WEIGHT, BALANCE],
             self.train.digest(),
             self.dev.digest(),
         ]
@@ -233,6 +296,37 @@ class _Work:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "value-head"))
             return ValueHead(self.head_config).to(device)
+
+    def bootstrap(self, model: Any, tokenizer: Any, device: str) -> None:
+        """For `target: td`: put the lambda-returns of cross-fitted values in the place of the outcomes."""
+        if self.config.target != "td":
+            return
+        data, first = self.train, replace(self.config, target="outcome")
+        target = data.target.copy()
+        for half in (0, 1):
+            inside = data.problem % 2 == half
+            seen, unseen = (
+                [trace for trace, chosen in zip(data.traces, mask, strict=True) if chosen] for mask in (~inside, inside)
+            )
+            folder = self.state / "first" / str(half)
+            train_value(
+                model,
+                tokenizer,
+                seen,
+                first,
+                dev_traces=unseen,
+                seed=self.seed,
+                device=device,
+                directory=folder,
+                base_revision=self.head_config.base_revision,
+            )
+            value, read = load_value(folder, model, tokenizer, device), Dataset.of(unseen, tokenizer)
+            prob = sigmoid(value_logits(value.trunk, value.head, read) / value.head.config.temperature)
+            for i, row in enumerate(np.flatnonzero(inside)):
+                values = prob[read.first[i] : read.first[i + 1]].tolist()
+                returns = td_lambda(values, float(data.label[row]), self.config.td_lambda)
+                target[data.first[row] : data.first[row + 1]] = returns
+        self.train = replace(data, target=target)
 
     @torch.no_grad()
     def features(self, model: Any, head: ValueHead, data: Dataset, split: str) -> Tensor:
@@ -295,7 +389,7 @@ class _Work:
             "temperature": head.config.temperature,
             "best_epoch": fitted.best_epoch,
             "train_traces": len(self.train),
-            "train_correct": float(self.train.label.mean()),
+            "train_correct": float(np.nanmean(self.train.label)),
             "step_ends": int(self.train.first[-1]),
         }
         save_to(self.folder)

@@ -16,10 +16,10 @@ from qstar.config import ValueConfig
 from qstar.errors import UserError
 from qstar.value.data import Dataset, trace_weights
 from qstar.value.features import PATH_FEATURES
-from qstar.value.fit import RANKING_WEIGHT, Objective
+from qstar.value.fit import Objective
 from qstar.value.head import ValueHead
-from qstar.value.model import ValueModel
-from qstar.value.train import train_head, train_separate, train_value
+from qstar.value.model import ValueModel, read_states
+from qstar.value.train import _Work, language_loss, train_head, train_separate, train_value
 from tests import tiny
 from tests.value.data import BAD, GOOD, trace, traces
 
@@ -78,7 +78,7 @@ class KilledError(Exception):
 def test_a_stopped_training_ends_with_the_same_bytes(tmp_path: Path, trunk: str, dtype: torch.dtype) -> None:
     def train(folder: Path, on_epoch: Any = None) -> Any:
         config = dataclasses.replace(CONFIG, trunk=trunk, epochs=2.5)  # type: ignore[arg-type]
-        arguments = {"dev_traces": DEV, "seed": 4, "device": "cpu", "directory": folder, "base_revision": "r1"}
+        arguments: Any = {"dev_traces": DEV, "seed": 4, "device": "cpu", "directory": folder, "base_revision": "r1"}
         return train_value(tiny.model().to(dtype), TOKENIZER, TRAIN, config, **arguments, on_epoch=on_epoch)
 
     def kill(row: dict[str, Any]) -> None:
@@ -139,16 +139,16 @@ def test_the_policy_is_left_as_it_was(tmp_path: Path) -> None:
 def test_the_loss_by_hand() -> None:
     # Problem a: right logit 2, wrong logit 1, at depth 1; the wrong trace has a second step with logit 0.
     data = Dataset.of([trace(TOKENIZER, "a", [GOOD], True), trace(TOKENIZER, "a", [BAD, BAD], False)], TOKENIZER)
-    loss = Objective(data, [[0, 1]], "cpu")([0, 1], torch.tensor([2.0, 1.0, 0.0]))
+    loss = Objective(data, [[0, 1]], "cpu", 0.3)([0, 1], torch.tensor([2.0, 1.0, 0.0]))
     cross_entropy = (np.log1p(np.exp(-2)) + np.log1p(np.exp(1)) + np.log(2)) / 3
-    assert float(loss) == pytest.approx(cross_entropy + RANKING_WEIGHT * np.log1p(np.exp(-1)), rel=1e-6)
+    assert float(loss) == pytest.approx(cross_entropy + 0.3 * np.log1p(np.exp(-1)), rel=1e-6)
 
 
 def test_the_loss_of_a_batch_is_the_sum_over_its_parts() -> None:
     data = Dataset.of(TRAIN[:18], TOKENIZER)
     batch = [list(range(6)), list(range(6, 12)), list(range(12, 18))]
     logits = torch.randn(int(data.first[-1]), generator=torch.Generator().manual_seed(0))
-    objective = Objective(data, batch, "cpu")
+    objective = Objective(data, batch, "cpu", 0.3)
     whole = objective(list(range(18)), logits)
     parts = [objective(rows, logits[data.first[rows[0]] : data.first[rows[-1] + 1]]) for rows in batch]
     assert float(whole) == pytest.approx(float(sum(parts)), rel=1e-5)
@@ -220,3 +220,100 @@ def test_a_diverging_training_says_so(tmp_path: Path) -> None:
             directory=tmp_path,
             base_revision="r",
         )
+
+
+def trained(folder: Path, **changes: Any) -> Any:
+    config = dataclasses.replace(CONFIG, epochs=1.0, **changes)
+    return train_value(
+        tiny.model(),
+        TOKENIZER,
+        TRAIN,
+        config,
+        dev_traces=DEV,
+        seed=0,
+        device="cpu",
+        directory=folder,
+        base_revision="r",
+    )
+
+
+@pytest.mark.parametrize("target", ["monte_carlo", "hard", "td", "tree_mean", "tree_max"])
+def test_every_target_is_trained_on(tmp_path: Path, target: str) -> None:
+    assert trained(tmp_path, target=target)["auc_within_first"] > 0.9
+    assert not (tmp_path / "state").exists()
+
+
+def test_td_with_lambda_one_is_the_outcome_and_zero_the_next_value_of_the_other_half(tmp_path: Path) -> None:
+    def targets(decay: float) -> Dataset:
+        config = dataclasses.replace(CONFIG, epochs=1.0, target="td", td_lambda=decay)
+        work = _Work(tiny.model(), TOKENIZER, TRAIN, DEV, config, 0, tmp_path / str(decay), "r", ())
+        work.bootstrap(tiny.model(), TOKENIZER, "cpu")
+        return work.train
+
+    outcome, whole, none = Dataset.of(TRAIN, TOKENIZER), targets(1.0), targets(0.0)
+    assert whole.target.tolist() == outcome.target.tolist()
+    assert none.target[none.first[1:] - 1].tolist() == outcome.label.tolist()
+    head = ValueHead.from_pretrained(tmp_path / "0.0" / "state" / "first" / "0")
+    first = Dataset.of([t for t, p in zip(TRAIN, none.problem, strict=True) if p == 0], TOKENIZER)
+    value = ValueModel(tiny.model(), TOKENIZER, head).score([first.traces[0].state(2)])
+    assert none.target[0] == pytest.approx(value[0], abs=1e-5)
+
+
+def test_a_joint_value_goes_on_learning_to_write(tmp_path: Path) -> None:
+    right = Dataset.of([t for t in TRAIN if t.status == "correct"], TOKENIZER)
+
+    def loss(trunk: Any) -> float:
+        rows = range(len(right))
+        _, last = read_states(trunk, right.rows, right.ends, (-1,))
+        return float(language_loss(trunk, last, right, rows).detach())
+
+    trained(tmp_path / "s", trunk="separate")
+    trained(tmp_path / "j", trunk="joint", joint_weight=1.0)
+    separate, joint = (ValueModel.from_pretrained(tmp_path / name) for name in "sj")
+    assert loss(joint.trunk) < loss(tiny.model())
+    assert loss(joint.trunk) < loss(separate.trunk)
+
+
+def test_the_language_loss_is_that_of_transformers_on_the_solutions_of_right_traces() -> None:
+    model, data = tiny.model(), Dataset.of(TRAIN[:6], TOKENIZER)
+    _, last = read_states(model, data.rows, data.ends, (-1,))
+    expected = 0.0
+    for row, ids in enumerate(data.rows):
+        if data.label[row]:
+            labels = torch.tensor([[-100] * data.prompts[row] + ids[data.prompts[row] :]])
+            count = len(ids) - data.prompts[row]
+            expected += float(model(input_ids=torch.tensor([ids]), labels=labels).loss.detach()) * count
+    assert 0 < data.label.sum() < len(data)
+    assert float(language_loss(model, last, data, range(6)).detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_adapters_are_trained_alone_and_merged(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    figures = trained(tmp_path, trunk="lora", lora_rank=4)
+    assert figures["auc_within_first"] > 0.9
+    before, after = tiny.model().state_dict(), ValueModel.from_pretrained(tmp_path).trunk.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+    assert set(after) == set(before)
+    assert ValueHead.from_pretrained(tmp_path).config.trunk == "separate"
+
+
+def test_steps_without_weight_count_neither_in_the_loss_nor_in_the_ranking() -> None:
+    late = dataclasses.replace(trace(TOKENIZER, "a", [GOOD, GOOD], True), start=2)
+    data = Dataset.of([late, trace(TOKENIZER, "a", [BAD], False)], TOKENIZER)
+    loss = Objective(data, [[0, 1]], "cpu", 1.0)([0, 1], torch.tensor([9.0, 2.0, 1.0]))
+    assert float(loss) == pytest.approx((np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(("part", "count"), [("all", 11), ("logprobs", 3), ("checks", 8)])
+def test_a_head_reads_the_part_of_the_path_that_it_is_told(tmp_path: Path, part: str, count: int) -> None:
+    trained(tmp_path, path_features=part)
+    head = ValueHead.from_pretrained(tmp_path)
+    assert len(head.path_center) == count
+    fresh = ValueHead(head.config)  # its inputs are not scaled, so no logit is cut
+    hidden, paths = torch.randn(1, 2, 32), torch.zeros(1, PATH_FEATURES)
+    logprob, check = paths.clone(), paths.clone()
+    logprob[0, 1], check[0, 5] = -9.0, 4.0
+    assert torch.equal(fresh(hidden, logprob), fresh(hidden, paths)) == (part == "checks")
+    assert torch.equal(fresh(hidden, check), fresh(hidden, paths)) == (part == "logprobs")
