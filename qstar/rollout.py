@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -66,7 +67,9 @@ def rollout(
     with tqdm(total=len(problems), initial=len(problems) - len(missing), desc=label, unit="problem") as bar:
         for proposal in policy.propose(queue):
             problem = by_seed[proposal.request.seed]
-            traces = [to_trace(problem, c, source="rollout", policy=revision) for c in proposal.candidates]
+            graded = [to_trace(problem, c, source="rollout", policy=revision) for c in proposal.candidates]
+            how = {"temperature": limits.temperature, "calculator": limits.calculator}
+            traces = [replace(trace, **how) for trace in graded]  # type: ignore[arg-type]
             spent = sum(candidate.tokens for candidate in proposal.candidates)
             journal.append({"key": problem.id, "tokens": spent, "traces": [trace.to_json() for trace in traces]})
             correct += sum(trace.status == "correct" for trace in traces)
