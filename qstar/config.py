@@ -151,6 +151,9 @@ class RolloutConfig:
     """Solutions per dev problem."""
     max_tokens: int = 320
     """Cap on one solution."""
+    allocation: Literal["uniform", "uncertain"] = "uniform"
+    """uniform: as many samples for every training problem; uncertain: half of them, then the other half where the share
+    of right ones is uncertain, part of it as continuations of steps after which outcomes differ."""
 
 
 @dataclass(frozen=True)

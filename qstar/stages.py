@@ -73,11 +73,12 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
     config, limits = run.config, run.config.policy
     policy, _ = run.models(with_value=False)
     metrics: dict[str, Any] = {}
-    for split, problems, samples in (
-        ("train", run.batch(config.rollout.problems), config.rollout.samples),
-        ("dev", run.dev[: config.rollout.dev_problems], config.rollout.dev_samples),
+    for split, problems, samples, allocation in (
+        ("train", run.batch(config.rollout.problems), config.rollout.samples, config.rollout.allocation),
+        ("dev", run.dev[: config.rollout.dev_problems], config.rollout.dev_samples, "uniform"),
     ):
-        with stage.journal(f"{split}.jsonl", total=len(problems)) as journal:
+        total = len(problems) * (1 + (allocation == "uncertain"))
+        with stage.journal(f"{split}.jsonl", total=total) as journal:
             rollout(
                 problems,
                 policy,
@@ -88,6 +89,7 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
                 seed=config.seed,
                 revision=run.sampler,
                 label=f"rollouts on {split}",
+                allocation=allocation,
             )
             journal.sort()
             rows = list(journal)
@@ -95,8 +97,8 @@ def rollouts(run: Run, stage: Stage) -> dict[str, Any]:
         metrics[f"{split}_traces"] = len(statuses)
         metrics[f"{split}_correct"] = statuses.count("correct") / len(statuses)
         metrics[f"{split}_errors"] = statuses.count("error")
-        solved = sum(any(trace["status"] == "correct" for trace in row["traces"]) for row in rows)
-        metrics[f"{split}_solved_once"] = solved / len(rows)
+        solved = {trace["problem_id"] for row in rows for trace in row["traces"] if trace["status"] == "correct"}
+        metrics[f"{split}_solved_once"] = len(solved) / len(problems)
         metrics[f"{split}_tokens"] = sum(row["tokens"] for row in rows)
     return metrics
 

@@ -54,7 +54,7 @@ def build_traces(
             problem = missing[result.problem_id]
             traces: dict[str, Trace] = {}
             for node in result.terminals:
-                trace = path_trace(problem, result.tree, node, revision)
+                trace = path_trace(problem, result.tree, node, revision, limits)
                 traces.setdefault(trace.solution, trace)
             journal.append(
                 {
@@ -73,10 +73,10 @@ def build_traces(
             bar.set_postfix(solved=f"{solved / done:.1%}", tokens=tokens)
 
 
-def path_trace(problem: Problem, tree: Tree, node: Node, revision: str) -> Trace:
+def path_trace(problem: Problem, tree: Tree, node: Node, revision: str, limits: PolicyConfig | None = None) -> Trace:
     """The graded solution that ends at a terminal node; each step in the first wording sampled."""
     candidate = Candidate(tree.state(node).steps, "terminal", tokens=0)
-    return to_trace(problem, candidate, source="search", policy=revision)
+    return to_trace(problem, candidate, source="search", policy=revision, limits=limits)
 
 
 def verified(trace: Trace) -> bool:
