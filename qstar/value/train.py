@@ -42,6 +42,7 @@ from qstar.runs.files import write_json, write_whole
 from qstar.trace import Trace
 from qstar.types import derive_seed
 from qstar.value.calibrate import Floats, cross_fitted, draw_reliability, fit_temperature, report, selection, sigmoid
+from qstar.value.card import write_card
 from qstar.value.data import Dataset, StoredTree, check_trainable
 from qstar.value.fit import Fitted, Metrics, Objective, fit, headline
 from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
@@ -394,6 +395,7 @@ class _Work:
         }
         save_to(self.folder)
         draw_reliability(figures, self.folder / "reliability.png")
+        write_card(self.folder, head.config, figures.to_json())
         whole = {
             "digest": self.digest,
             "headline": summary,
