@@ -109,6 +109,8 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
                 key = identity({**inputs, "seed": seed})
                 if number and {**inputs, "seed": 0} == {**before, "seed": 0}:
                     raise UserError(f"stage {name} does not read what {variation!r} changes")
+                if earlier := _first_changed(here, directory, names[: names.index(name)]):
+                    raise UserError(f"{variation!r} changes stage {earlier}, which is not done again for stage {name}")
                 if key not in rows:
                     print(f"{variation}, seed {seed} ({len(figures) + 1} of {len(seeds)})", file=sys.stderr)
                     stage = Stage(name, work / f"{name}-{key}")
@@ -121,6 +123,12 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
                 figures.append(rows[key])
             found.append(Variation(variation, tuple(seeds), tuple(figures)))
     return found
+
+
+def _first_changed(here: RunDirectory, directory: RunDirectory, names: Sequence[str]) -> str | None:
+    """The first of these stages that would be made from another configuration, the seed left aside."""
+    old, new = here.inputs(plan(here)), directory.inputs(plan(directory))
+    return next((name for name in names if {**old[name], "seed": 0} != {**new[name], "seed": 0}), None)
 
 
 def _changed(here: RunDirectory, variation: str, seed: int) -> RunDirectory:

@@ -170,10 +170,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _run_arguments(export)
     export.add_argument("--format", default="sft", choices=("sft", "chat", "preference", "kto", "stepwise", "values"))
-    export.add_argument(
-        "--type", default="jsonl", choices=("jsonl", "parquet", "dataset"), help="file type (default: jsonl)"
-    )
+    export.add_argument("--type", default="jsonl", choices=("jsonl", "parquet", "dataset"), help="default: jsonl")
     export.add_argument("--to", type=Path, required=True, help="folder to write")
+    export.add_argument("--push", metavar="OWNER/NAME", help="upload it too, as a private dataset of the hub")
 
     evaluate = verb(
         "eval",
@@ -389,7 +388,7 @@ def _serve(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     from qstar.commands import export_run
 
-    export_run(args.run, args.format, args.type, args.to)
+    export_run(args.run, args.format, args.type, args.to, args.push)
 
 
 def _eval(args: argparse.Namespace) -> None:

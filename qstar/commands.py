@@ -174,9 +174,9 @@ def newest_run(folder: Path) -> Path:
     return manifests[-1].parents[1]
 
 
-def export_run(path: Path, format: str, file_type: str, to: Path) -> None:
-    """Export the verified traces of a run."""
-    from qstar.distill.export import export
+def export_run(path: Path, format: str, file_type: str, to: Path, repository: str | None = None) -> None:
+    """Export the verified traces of a run; with `repository`, also to the hub."""
+    from qstar.distill.export import export, push
     from qstar.policy.hub import load_tokenizer
 
     run = open_run(path, "sft", "train-q", "search")
@@ -194,12 +194,14 @@ def export_run(path: Path, format: str, file_type: str, to: Path) -> None:
     )
     funnel = selection.funnel
     print(
-        f"{funnel.sampled} traces sampled, {funnel.correct} correct, {funnel.verified} verified, {funnel.distinct} "
-        f"distinct chains, {funnel.kept} kept"
+        f"{funnel.sampled} traces sampled, {funnel.correct} correct, {funnel.verified} verified, {funnel.texts} "
+        f"texts, {funnel.distinct} distinct chains, {funnel.kept} kept, {funnel.drawn} within the token budget"
     )
     for reason, count in report.refused.items():
         print(f"{count} rows refused: {reason}")
     print(f"{report.rows} rows of {report.problems} problems in {to}")
+    if repository is not None:
+        print(f"uploaded to {push(to, repository)}")
 
 
 def evaluate_run(

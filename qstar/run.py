@@ -187,7 +187,7 @@ class Run:
             None,
             self.config,
             strategies=("greedy",),
-            budgets=(max(self.config.eval.budgets),),
+            budgets=(self.config.search.budget,),
             directory=directory,
             seed=self.config.seed,
             name=name,
@@ -220,6 +220,9 @@ class Run:
             licence=licence,
             per_problem=config.traces.per_problem,
             require_equations=config.traces.require_equations,
+            wordings=config.traces.wordings,
+            selection=config.traces.selection,
+            tokens=config.traces.tokens,
             funnel=selection.funnel,
         )
 

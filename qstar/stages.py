@@ -199,7 +199,7 @@ def distill(run: Run, stage: Stage) -> dict[str, Any]:
             tokenizer,
             examples,
             dataclasses.replace(config.sft, epochs=epochs),
-            frequency_aware=config.loss == "frequency",
+            frequency_aware=name == "student" and config.loss == "frequency",
             lora_rank=config.lora_rank,
             tracking=run.tracking.training(folder, stage.path),
         )

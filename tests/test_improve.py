@@ -218,6 +218,7 @@ def test_ablation_changes_one_stage_and_leaves_the_run_alone(
         ("train-q", "student.loss=advantage", "does not read"),
         ("train-q", "value.epochs=-1", "value.epochs"),
         ("improve", "", "there is no stage improve"),
+        ("distill", "rollout.samples=2", "changes stage rollout"),
     ],
 )
 def test_ablation_refuses_what_would_show_nothing(stage: str, variation: str, says: str, workplace: Path) -> None:

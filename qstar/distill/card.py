@@ -21,8 +21,8 @@ class Provenance:
 
     policy, q: content revisions of the policy and of the Q head (None: searched without). strategy, budget (policy
     tokens per problem), seed: of the search. grader: version of the grader. source: of the questions. licence: of the
-    source, as a hub licence id. per_problem, require_equations: of the selection. funnel: counts of the selection; it
-    may still be filling while rows are written, since the card comes last.
+    source, as a hub licence id. per_problem, require_equations, wordings, selection, tokens: of the selection. funnel:
+    counts of the selection; it may still be filling while rows are written, since the card comes last.
     """
 
     policy: str
@@ -35,6 +35,9 @@ class Provenance:
     licence: str
     per_problem: int
     require_equations: bool
+    wordings: int = 1
+    selection: str = "informed"
+    tokens: int | None = None
     funnel: Funnel | None = None
 
 

@@ -46,7 +46,7 @@ def kept(*traces: Trace) -> list[KeptTrace]:
 
 def provenance(funnel: Funnel | None = None) -> Provenance:
     """Some origin."""
-    return Provenance("policy-1", "q-1", "astar", 512, 7, "1", "gsm8k", "mit", 4, True, funnel)
+    return Provenance("policy-1", "q-1", "astar", 512, 7, "1", "gsm8k", "mit", 4, True, funnel=funnel)
 
 
 def stream(problems: int, per_problem: int) -> Iterator[KeptTrace]:
