@@ -117,6 +117,9 @@ def train_q(run: Run, stage: Stage) -> dict[str, Any]:
             list(run.traces("rollout", "train.jsonl")),
             config.value,
             dev_traces=list(run.traces("rollout", "dev.jsonl")),
+            trees=[(row["tree"], row["gold"]) for past in run.history[:-1] for row in past.searches()]
+            if config.value.target in ("tree_mean", "tree_max")
+            else (),
             seed=config.seed,
             device=run.device,
             directory=stage.path / "q",

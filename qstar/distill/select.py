@@ -241,10 +241,13 @@ def informed_weight(rate: float) -> float:
 
 
 def solve_rates(traces: Iterable[Trace]) -> dict[str, float]:
-    """Share of each problem's traces that are correct, by problem id. Give it plain samples, not search results."""
+    """Share of each problem's samples that are correct, by problem id: of whole ones, not of what continues a state.
+
+    Give it plain samples, not search results.
+    """
     total: Counter[str] = Counter()
     correct: Counter[str] = Counter()
-    for trace in traces:
+    for trace in (trace for trace in traces if not trace.start):
         total[trace.problem_id] += 1
         correct[trace.problem_id] += trace.status == "correct"
     return {problem: correct[problem] / count for problem, count in total.items()}

@@ -95,7 +95,7 @@ def test_order_of_the_traces_does_not_matter(rng: random.Random) -> None:
 
 
 def test_weights_fall_with_the_solve_rate() -> None:
-    rates = solve_rates([right(), wrong(), wrong(), wrong()])
+    rates = solve_rates([right(), wrong(), wrong(), wrong(), right(start=1)])  # the last continues another's state
     (rate,) = rates.values()
     assert rate == 0.25
     (item,) = select(right(), solve_rate=rates)
