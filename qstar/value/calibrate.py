@@ -3,7 +3,7 @@
 Algorithm card
     AUC         P(V of a right trace > V of a wrong one), ties count half (Mann-Whitney). Within a problem: over pairs
                 of right and wrong traces of the same question, pooled over problems by pairs, at one place: the last
-                step, half-way, first step, or a given depth.
+                step, half-way, first step, a given depth, or the last step before a number of tokens is passed.
     Brier       mean (V - y)^2 (Brier 1950).
     ECE         sum_b n_b / N * |mean V - mean y| over at most 15 bins of equal mass, cut at quantiles of V; equal
                 values share a bin (Naeini et al. 2015, with equal mass as in Nixon et al. 2019).
@@ -29,19 +29,24 @@ Ints = npt.NDArray[np.int64]
 BINS = 15
 """Bins of the reliability curve and of ECE."""
 
+TOKENS = (16, 32, 64, 128)
+"""Lengths at which V is compared within problems."""
+
 
 @dataclass(frozen=True)
 class Points:
     """Scored steps of dev traces, as arrays of one length N.
 
     problem: index of the problem. trace: index of the trace. depth: steps so far, 1..steps.
-    steps: steps of the whole trace. prob: V in (0, 1). label: 1.0 if the trace's answer is correct, else 0.0.
+    steps: steps of the whole trace. tokens: of the solution so far. prob: V in (0, 1). label: 1.0 if the trace's answer
+    is correct, else 0.0.
     """
 
     problem: Ints
     trace: Ints
     depth: Ints
     steps: Ints
+    tokens: Ints
     prob: Floats
     label: Floats
 
@@ -56,6 +61,13 @@ class Points:
         """One point per trace: its "first", "half" (step ceil(T / 2)) or "last" step."""
         target = {"first": np.ones_like(self.steps), "half": (self.steps + 1) // 2, "last": self.steps}[place]
         return self.where(self.depth == target)
+
+    def by(self, tokens: int) -> Points:
+        """One point per trace: its last step that ends within so many tokens, if it has one."""
+        within = self.where(self.tokens <= tokens)
+        last = np.zeros(int(self.trace.max(initial=-1)) + 1, dtype=np.int64)
+        np.maximum.at(last, within.trace, within.depth)
+        return within.where(within.depth == last[within.trace])
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class CalibrationReport:
     """Figures of a value on dev problems; definitions in the module's algorithm card.
 
     within: AUC within problems at the last, half-way and first step. within_by_depth: the same per depth.
+    within_by_tokens: after at most so many tokens of the solution.
     """
 
     problems: int
@@ -92,12 +105,14 @@ class CalibrationReport:
     auc: float | None
     within: dict[str, PairAuc]
     within_by_depth: dict[int, PairAuc]
+    within_by_tokens: dict[int, PairAuc]
     reliability: tuple[Bin, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; depths become text keys."""
+        """A JSON object; depths and lengths become text keys."""
         row = dataclasses.asdict(self)
-        row["within_by_depth"] = {str(depth): auc for depth, auc in row["within_by_depth"].items()}
+        for name in ("within_by_depth", "within_by_tokens"):
+            row[name] = {str(at): auc for at, auc in row[name].items()}
         row["reliability"] = list(row["reliability"])
         return row
 
@@ -116,6 +131,7 @@ def report(points: Points) -> CalibrationReport:
         auc=auc(points.prob, points.label),
         within={place: auc_within(points.at(place)) for place in ("last", "half", "first")},
         within_by_depth={int(d): auc_within(points.where(points.depth == d)) for d in np.unique(points.depth)},
+        within_by_tokens={length: auc_within(points.by(length)) for length in TOKENS},
         reliability=bins,
     )
 

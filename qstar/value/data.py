@@ -104,7 +104,10 @@ class Dataset:
         counts = np.diff(self.first)
         row = np.repeat(np.arange(len(self)), counts)
         depth = np.arange(len(prob)) - self.first[row] + 1
-        return Points(self.problem[row], row, depth, counts[row], prob, self.label[row])
+        tokens = np.array(
+            [end + 1 - prompt for ends, prompt in zip(self.ends, self.prompts, strict=True) for end in ends]
+        )
+        return Points(self.problem[row], row, depth, counts[row], tokens, prob, self.label[row])
 
     def batches(self, size: int, seed: int, epoch: int) -> Iterator[list[list[int]]]:
         """All rows in batches of at least `size` rows, each a list of whole problems; shuffled per epoch.

@@ -195,7 +195,7 @@ def _write_calibration(path: Path, seed: int) -> None:
     depth, problem = np.tile(np.arange(1, 5), 100), np.repeat(np.arange(20), 20)
     prob = rng.beta(1.2, 1.2, 400)
     label = np.repeat((rng.random(100) < prob.reshape(100, 4).mean(axis=1)).astype(float), 4)
-    points = Points(problem, np.repeat(np.arange(100), 4), depth, steps, prob, label)
+    points = Points(problem, np.repeat(np.arange(100), 4), depth, steps, 12 * depth, prob, label)
     sharper = dataclasses.replace(points, prob=np.clip(prob * 1.4 - 0.2, 0.01, 0.99))
     path.parent.mkdir(parents=True)
     figures = {"calibrated": report(points).to_json(), "uncalibrated": report(sharper).to_json()}

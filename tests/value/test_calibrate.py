@@ -30,9 +30,9 @@ from qstar.value.calibrate import (
 
 
 def points(rows: list[tuple[int, int, int, int, float, float]]) -> Points:
-    """From rows of (problem, trace, depth, steps, prob, label)."""
-    columns = list(zip(*rows, strict=True))
-    return Points(*(np.array(c) for c in columns[:4]), np.array(columns[4], float), np.array(columns[5], float))
+    """From rows of (problem, trace, depth, steps, prob, label); a step has 10 tokens."""
+    columns = [np.array(column) for column in zip(*rows, strict=True)]
+    return Points(*columns[:4], 10 * columns[2], columns[4].astype(float), columns[5].astype(float))
 
 
 # Problem 0 has a right trace (2 steps) and a wrong one (3 steps); problem 1 only right ones.
@@ -58,6 +58,9 @@ def test_auc_within_problems_by_place_and_depth() -> None:
     # last: 0.9 against 0.2; half: the first of 2 (0.6) against the second of 3 (0.95); first: 0.6 against 0.6.
     assert figures.within == {"last": PairAuc(1.0, 1), "half": PairAuc(0.0, 1), "first": PairAuc(0.5, 1)}
     assert figures.within_by_depth == {1: PairAuc(0.5, 1), 2: PairAuc(0.0, 1), 3: PairAuc(None, 0)}
+    # After 16 tokens both traces are at step 1; after 32 the right one is at its last, step 2, and the wrong one at 3.
+    assert figures.within_by_tokens[16] == figures.within_by_depth[1]
+    assert figures.within_by_tokens[32] == figures.within_by_tokens[128] == figures.within["last"]
 
 
 def test_knowing_only_which_problems_are_hard_is_worth_nothing_within_them() -> None:
@@ -66,7 +69,7 @@ def test_knowing_only_which_problems_are_hard_is_worth_nothing_within_them() -> 
     label = (rng.random(1600) < hard).astype(float)
     index = np.arange(1600)
     one = np.ones(1600, dtype=np.int64)
-    known = Points(index // 8, index, one, one, hard, label)
+    known = Points(index // 8, index, one, one, one, hard, label)
     overall, inside = auc(known.prob, known.label), auc_within(known)
     assert overall is not None
     assert overall > 0.75
@@ -118,7 +121,7 @@ def test_cross_fitting_uses_the_other_half_of_the_problems() -> None:
     # Even problems follow the logits, odd ones contradict them, so each half's temperature suits only itself.
     label = np.where(even, logits > 0, logits < 0).astype(float)
     one = np.ones(400, dtype=np.int64)
-    data = Points(np.arange(400), np.arange(400), one, one, sigmoid(logits), label)
+    data = Points(np.arange(400), np.arange(400), one, one, one, sigmoid(logits), label)
     prob = cross_fitted(logits, data)
     assert prob[even] == pytest.approx(sigmoid(logits[even] / 20), rel=1e-2)
     assert prob[~even] == pytest.approx(sigmoid(logits[~even] / 0.05), rel=1e-2, abs=1e-6)

@@ -28,6 +28,7 @@ def figures() -> dict[str, Any]:
         trace=np.array([0, 0, 1, 1]),
         depth=np.array([1, 2, 1, 2]),
         steps=np.array([2, 2, 2, 2]),
+        tokens=np.array([9, 20, 9, 20]),
         prob=np.array([0.8, 0.4, 0.2, 0.6]),
         label=np.array([1.0, 1.0, 0.0, 0.0]),
     )
