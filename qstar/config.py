@@ -186,6 +186,8 @@ class ValueConfig:
     """Also read how probable the policy found the steps, and exact checks of their equations and numbers."""
     path_features: Literal["all", "logprobs", "checks"] = "all"
     """Which of the two, with `path`."""
+    problems: int | None = None
+    """Learn from the rollouts of the first so many problems (null: all); for a learning curve."""
     hidden_size: int = 256
     """Width of the head's hidden layer."""
     epochs: float = 4.0

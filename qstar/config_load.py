@@ -164,6 +164,7 @@ _LEAST: dict[int, tuple[str, ...]] = {
         "data.generator.test",
         *(f"policy.{name}" for name in ("top_k", "max_steps", "batch_rows", "cache_megabytes", "remote_calls")),
         "rollout.samples",
+        "value.problems",
         "value.lora_rank",
         *(f"search.{name}" for name in ("budget", "children", "beam_width")),
         *(f"traces.{name}" for name in ("per_problem", "wordings", "tokens")),

@@ -109,12 +109,13 @@ def train_q(run: Run, stage: Stage) -> dict[str, Any]:
     from qstar.value.train import train_value
 
     config = run.config
+    chosen = {problem.id for problem in run.batch(config.rollout.problems)[: config.value.problems]}
     model = load_causal_lm(str(run.teacher_path), dtype=config.policy.dtype, device=run.device)
     with run.tracking.log("train-q", stage.path) as log:
         return train_value(
             model,
             load_tokenizer(str(run.teacher_path)),
-            list(run.traces("rollout", "train.jsonl")),
+            [trace for trace in run.traces("rollout", "train.jsonl") if trace.problem_id in chosen],
             config.value,
             dev_traces=list(run.traces("rollout", "dev.jsonl")),
             trees=[(row["tree"], row["gold"]) for past in run.history[:-1] for row in past.searches()]

@@ -237,3 +237,10 @@ def test_improve_settings_out_of_range_are_named(tmp_path: Path) -> None:
 def test_stage_names() -> None:
     assert [stage_name("search", i) for i in (1, 2)] == ["search", "search-2"]
     assert stage_name("eval", 2) == "eval"
+
+
+def test_a_learning_curve_uses_the_first_problems_only(workplace: Path) -> None:
+    run = workplace / "runs" / "tiny"
+    whole, part = ablate(run, "train-q", ["value.problems=24"], [0])
+    assert whole.values("train_traces") == [metrics(run, "train-q")["train_traces"]]
+    assert part.values("train_traces") == [24 * 4]
