@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(
         prog="python -m qstar.ablate",
         description="Do one stage of a finished run again with other settings and seeds, and compare its figures.",
-        epilog="example: python -m qstar.ablate runs/quickstart train-q --try value.path=false "
+        epilog="example: python -m qstar.ablate runs/quickstart train-q --try value.features=none "
         "--try value.layers=[-2,-1] --seeds 0,1,2 --show auc_within_last,ece",
     )
     options.add_argument("run", type=Path, help="a run directory in which the stages before STAGE are done")

@@ -182,10 +182,9 @@ class ValueConfig:
     makes hard problems look solvable: ECE rose from 0.02 to 0.08 on synthetic traces."""
     layers: tuple[int, ...] = (-1,)
     """Hidden states read, by layer (-1 = last)."""
-    path: bool = True
-    """Also read how probable the policy found the steps, and exact checks of their equations and numbers."""
-    path_features: Literal["all", "logprobs", "checks"] = "all"
-    """Which of the two, with `path`."""
+    features: Literal["none", "logprobs", "checks", "all"] = "all"
+    """What is read beside hidden states. logprobs: how probable the policy found the steps; checks: exact checks of
+    their equations and numbers; all: both."""
     problems: int | None = None
     """Learn from the rollouts of the first so many problems (null: all); for a learning curve."""
     hidden_size: int = 256

@@ -64,9 +64,23 @@ def load_config(path: str | Path | None, overrides: typing.Sequence[str] = ()) -
             target[leaf] = yaml.safe_load(text)
         except _YAML_ERRORS:
             raise UserError(f"--set {name}: {_shown(text)} is not a YAML value; put quotes around it") from None
+    if isinstance(value := data.get("value"), dict):
+        data["value"] = renamed(value)
     config = from_dict(RunConfig, data)
     check_ranges(config)
     return config
+
+
+def renamed(fields: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Fields of `value` that an earlier version wrote, under today's name: `path` and `path_features` are `features`.
+
+    where: what their names start with, such as "value." in the inputs of a stage. A field of today's name wins.
+    """
+    read, part = f"{where}path", f"{where}path_features"
+    if not isinstance(fields.get(read), bool):
+        return fields
+    features = fields.get(part, "all") if fields[read] else "none"
+    return {f"{where}features": features, **{name: v for name, v in fields.items() if name not in (read, part)}}
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -313,3 +313,12 @@ def test_every_setting_says_what_it_does() -> None:
             if not isinstance(after, ast.Expr):
                 silent.append(f"{section.name}.{ast.unparse(node.target)}")
     assert not silent
+
+
+def test_a_value_of_an_earlier_version_is_read_by_its_name_of_today(tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("value: {path: true, path_features: checks}\n")
+    assert load_config(tmp_path / "old.yaml").value.features == "checks"
+    assert load_config(tmp_path / "old.yaml", ["value.features=none"]).value.features == "none"
+    assert load_config(None, ["value.path=false"]).value.features == "none"
+    with pytest.raises(UserError, match=r"value\.path"):
+        load_config(None, ["value.path=3"])

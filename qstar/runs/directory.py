@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from qstar.config import RunConfig
-from qstar.config_load import load_config, to_dict
+from qstar.config_load import load_config, renamed, to_dict
 from qstar.errors import UserError
 from qstar.runs.files import write_json, write_text
 from qstar.runs.journal import Journal, count_rows
@@ -361,6 +361,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     def shown(values: dict[str, Any], name: str) -> str:
         return json.dumps(values[name]) if name in values else "nothing"
 
+    old = renamed(old, "value.")
     pairs = ((name, shown(old, name), shown(new, name)) for name in sorted(old.keys() | new.keys()))
     # A field that came with a later version changes nothing while it is null or has its default.
     defaults = dict(flat(to_dict(RunConfig())))

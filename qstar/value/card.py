@@ -39,7 +39,7 @@ def render_card(head: ValueHeadConfig, figures: Mapping[str, Any]) -> str:
         "boundary of a step": head.boundary,
         "trunk": head.trunk,
         "layers": ", ".join(map(str, head.layers)),
-        "features": head.path_features if head.path else "none",
+        "features": head.features,
         "temperature": f"{head.temperature:.4f}",
         "qstar": __version__,
     }

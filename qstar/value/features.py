@@ -15,8 +15,8 @@ from qstar.types import Step
 PATH_FEATURES = 11
 """Numbers per state: 3 of log-probabilities and 8 checks."""
 
-COLUMNS = {"all": slice(0, 11), "logprobs": slice(0, 3), "checks": slice(3, 11)}
-"""Where the numbers of `value.path_features` are among them."""
+COLUMNS = {"none": slice(0), "logprobs": slice(3), "checks": slice(3, 11), "all": slice(11)}
+"""Which of them each choice of `value.features` reads."""
 
 MAX_COUNT = 4.0
 """Counts are cut here, so that no path is far outside of what was trained on."""

@@ -25,11 +25,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from qstar.config_load import from_dict
+from qstar.config_load import from_dict, renamed
 from qstar.errors import UserError
 from qstar.policy.prompt import encode_prompt
 from qstar.runs.files import write_json, write_whole
-from qstar.value.features import COLUMNS
+from qstar.value.features import COLUMNS, PATH_FEATURES
 
 BOUNDARY = "newline-or-end"
 """A step ends with its newline token or, for the last one, with the end of the text."""
@@ -48,7 +48,7 @@ class ValueHeadConfig:
     layers: hidden states read: i >= 0 is the output of decoder layer i, -1 the last one after the final norm, -2 the
         output of the layer before the last, and so on.
     hidden_size: width D of the trunk. width: of the head's hidden layer.
-    path: whether `path_features` are read too. path_features: which of them.
+    features: which of `path_features` are read too.
     temperature: calibration divisor of the logit, > 0.
     trunk: frozen (the policy itself) or separate (its own trained copy, however it was trained).
     base_model, base_revision: the language model the trunk is, or started from.
@@ -62,8 +62,7 @@ class ValueHeadConfig:
     base_model: str
     base_revision: str
     tokenizer: str
-    path: bool = True
-    path_features: Literal["all", "logprobs", "checks"] = "all"
+    features: Literal["none", "logprobs", "checks", "all"] = "all"
     temperature: float = 1.0
     boundary: str = BOUNDARY
 
@@ -105,8 +104,8 @@ class ValueHead(nn.Module):
         shape = (len(config.layers), config.hidden_size)
         self.register_buffer("center", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
-        self.columns = COLUMNS[config.path_features]
-        path = self.columns.stop - self.columns.start if config.path else 0
+        self.columns = COLUMNS[config.features]
+        path = len(range(PATH_FEATURES)[self.columns])
         self.register_buffer("path_center", torch.zeros(path))
         self.register_buffer("path_scale", torch.ones(path))
         self.inner = nn.Linear(shape[0] * shape[1] + path, config.width)
@@ -122,16 +121,15 @@ class ValueHead(nn.Module):
         # One pass in chunks: the features may be half precision and much larger than the head.
         total = sum((chunk.float() - self.center).square().sum(0) for chunk in torch.split(features, 4096))
         self.scale.copy_((torch.as_tensor(total) / len(features)).sqrt().clamp_min(1e-4).reciprocal())
-        if self.config.path:
-            paths = paths[:, self.columns]
+        paths = paths[:, self.columns]
+        if paths.shape[1]:
             self.path_center.copy_(paths.mean(0))
             self.path_scale.copy_(paths.std(0, correction=0).clamp_min(1e-4).reciprocal())
 
     def readout(self, features: Tensor, paths: Tensor) -> Tensor:
         """[B, L, D] features from `normalise`, [B, P] path features -> [B] float32 logits, not yet divided or cut."""
         x = ((features.float() - self.center) * self.scale).flatten(1)
-        if self.config.path:
-            x = torch.cat([x, (paths[:, self.columns].to(x) - self.path_center) * self.path_scale], dim=1)
+        x = torch.cat([x, (paths[:, self.columns].to(x) - self.path_center) * self.path_scale], dim=1)
         logits: Tensor = self.outer(nn.functional.silu(self.inner(x))).squeeze(-1)
         return logits
 
@@ -188,6 +186,7 @@ class ValueHead(nn.Module):
 
 
 def _checked(described: dict[str, Any], folder: Path) -> ValueHeadConfig:
+    described = renamed(described)
     required = {f.name for f in dataclasses.fields(ValueHeadConfig) if f.default is dataclasses.MISSING}
     if missing := sorted(required - described.keys()):
         raise UserError(f"{folder / CONFIG_FILE} lacks {', '.join(missing)}; train the head again")

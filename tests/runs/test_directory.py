@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -131,6 +132,18 @@ def test_a_stage_made_from_one_that_is_gone_is_refused(config: RunConfig) -> Non
     with pytest.raises(
         UserError, match=r"stage train-q .* made from a stage sft that is gone; delete .*train-q, .*eval"
     ):
+        run.open(STAGES)
+
+
+@pytest.mark.parametrize(("path", "fine"), [(True, True), (False, False)])
+def test_a_stage_of_an_earlier_version_is_told_by_its_fields_of_today(
+    config: RunConfig, path: bool, fine: bool
+) -> None:
+    run = work(config, 2, 2)
+    inputs = run.stage("train-q").path / "inputs.json"
+    fields = {name: value for name, value in json.loads(inputs.read_text()).items() if name != "value.features"}
+    inputs.write_text(json.dumps({**fields, "value.path": path}))
+    with contextlib.nullcontext() if fine else pytest.raises(UserError, match=r'value\.features="none"'):
         run.open(STAGES)
 
 

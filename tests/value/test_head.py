@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +68,8 @@ def test_standardisation_gives_training_features_mean_zero_and_variance_one() ->
 def test_the_path_changes_the_value_only_of_a_head_that_reads_it() -> None:
     hidden = torch.randn(1, 2, 32)
     for reads in (True, False):
-        assert torch.equal(head(path=reads)(hidden, PATHS), head(path=reads)(hidden, PATHS - 1)) != reads
+        model = head(features="all" if reads else "none")
+        assert torch.equal(model(hidden, PATHS), model(hidden, PATHS - 1)) != reads
 
 
 def test_temperature_divides_the_logit() -> None:
@@ -103,3 +106,23 @@ def test_the_fingerprint_sees_how_text_is_cut() -> None:
     other.backend_tokenizer.pre_tokenizer = None
     assert tokenizer_fingerprint(same) == tokenizer_fingerprint(tiny.tokenizer())
     assert tokenizer_fingerprint(other) != tokenizer_fingerprint(same)
+
+
+@pytest.mark.parametrize(
+    ("written", "features"),
+    [
+        ({"path": True}, "all"),
+        ({"path": False}, "none"),
+        ({"path": True, "path_features": "checks"}, "checks"),
+        ({"path": False, "path_features": "all"}, "none"),
+    ],
+)
+def test_a_head_of_an_earlier_version_loads(tmp_path: Path, written: dict[str, Any], features: str) -> None:
+    model = head(features=features)
+    model.save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["features"]
+    (tmp_path / "config.json").write_text(json.dumps({**described, **written}))
+    loaded, hidden = ValueHead.from_pretrained(tmp_path), torch.randn(1, 2, 32)
+    assert loaded.config == model.config
+    assert torch.equal(loaded(hidden, PATHS), model(hidden, PATHS))

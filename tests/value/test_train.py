@@ -306,14 +306,14 @@ def test_steps_without_weight_count_neither_in_the_loss_nor_in_the_ranking() -> 
     assert float(loss) == pytest.approx((np.log1p(np.exp(-2)) + np.log1p(np.exp(1))) / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize(("part", "count"), [("all", 11), ("logprobs", 3), ("checks", 8)])
+@pytest.mark.parametrize(("part", "count"), [("all", 11), ("logprobs", 3), ("checks", 8), ("none", 0)])
 def test_a_head_reads_the_part_of_the_path_that_it_is_told(tmp_path: Path, part: str, count: int) -> None:
-    trained(tmp_path, path_features=part)
+    trained(tmp_path, features=part)
     head = ValueHead.from_pretrained(tmp_path)
     assert len(head.path_center) == count
     fresh = ValueHead(head.config)  # its inputs are not scaled, so no logit is cut
     hidden, paths = torch.randn(1, 2, 32), torch.zeros(1, PATH_FEATURES)
     logprob, check = paths.clone(), paths.clone()
     logprob[0, 1], check[0, 5] = -9.0, 4.0
-    assert torch.equal(fresh(hidden, logprob), fresh(hidden, paths)) == (part == "checks")
-    assert torch.equal(fresh(hidden, check), fresh(hidden, paths)) == (part == "logprobs")
+    assert torch.equal(fresh(hidden, logprob), fresh(hidden, paths)) == (part in ("checks", "none"))
+    assert torch.equal(fresh(hidden, check), fresh(hidden, paths)) == (part in ("logprobs", "none"))
