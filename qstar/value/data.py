@@ -109,14 +109,19 @@ class Dataset:
         )
         return Points(self.problem[row], row, depth, counts[row], tokens, prob, self.label[row])
 
+    def problems(self) -> list[list[int]]:
+        """The rows of each problem."""
+        members: list[list[int]] = [[] for _ in range(int(self.problem.max(initial=-1)) + 1)]
+        for row, problem in enumerate(self.problem):
+            members[problem].append(row)
+        return members
+
     def batches(self, size: int, seed: int, epoch: int) -> Iterator[list[list[int]]]:
         """All rows in batches of at least `size` rows, each a list of whole problems; shuffled per epoch.
 
         Whole problems, because the ranking term compares traces of one problem with each other.
         """
-        members: list[list[int]] = [[] for _ in range(int(self.problem.max(initial=-1)) + 1)]
-        for row, problem in enumerate(self.problem):
-            members[problem].append(row)
+        members = self.problems()
         batch: list[list[int]] = []
         for problem in np.random.default_rng(derive_seed(seed, "value-batches", epoch)).permutation(len(members)):
             batch.append(members[problem])

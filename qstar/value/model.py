@@ -19,6 +19,9 @@ from qstar.value.head import ValueHead
 BATCH_TOKENS = 8192
 """Padded tokens in one forward pass."""
 
+PACKED = 8
+"""Most solutions in one sequence with their prompt: attention grows with the square of its length."""
+
 TRUNK_FOLDER = "trunk"
 
 
@@ -119,21 +122,29 @@ def read_hidden(
     Rows are padded on the right and attention is causal, so no position that is read sees padding. Layers are numbered
     as in `ValueHeadConfig`. Raises UserError for a row longer than the context.
     """
-    return read_states(trunk, rows, positions, layers)[0]
-
-
-def read_states(
-    trunk: Any, rows: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], layers: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """What `read_hidden` returns, and the last hidden states [B, T, D] of all positions, as the LM head reads them."""
-    context = trunk.config.get_text_config().max_position_embeddings
+    _check_lengths(trunk, rows)
     longest = max(map(len, rows))
-    if longest > context:
-        raise UserError(f"a solution has {longest} tokens with its question; the value model's context is {context}")
     # Any token id serves as padding.
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=trunk.device)
     row_of = torch.tensor([i for i, ends in enumerate(positions) for _ in ends], device=trunk.device)
     end_of = torch.tensor([end for ends in positions for end in ends], device=trunk.device)
+    return _forward(trunk, layers, row_of, end_of, input_ids=ids)[0]
+
+
+def _prompt_of(i: int, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> Sequence[int]:
+    return rows[i][: prompts[i]]
+
+
+def _check_lengths(trunk: Any, rows: Sequence[Sequence[int]]) -> None:
+    context, longest = trunk.config.get_text_config().max_position_embeddings, max(map(len, rows))
+    if longest > context:
+        raise UserError(f"a solution has {longest} tokens with its question; the value model's context is {context}")
+
+
+def _forward(
+    trunk: Any, layers: Sequence[int], row_of: Tensor, end_of: Tensor, **inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [P, L, D] at (row_of, end_of), and the last ones [B, T, D] everywhere."""
     read: dict[int, Tensor] = {}
 
     def reader(layer: int) -> Any:
@@ -145,9 +156,71 @@ def read_states(
     base = trunk.base_model
     hooks = [base.layers[layer].register_forward_hook(reader(layer)) for layer in layers if layer != -1]
     try:
-        last: Tensor = base(input_ids=ids, use_cache=False).last_hidden_state
+        last: Tensor = base(**inputs, use_cache=False).last_hidden_state
         read[-1] = last[row_of, end_of]
     finally:
         for hook in hooks:
             hook.remove()
     return torch.stack([read[layer] for layer in layers], dim=1), last
+
+
+def read_packed(
+    trunk: Any,
+    rows: Sequence[Sequence[int]],
+    prompts: Sequence[int],
+    positions: Sequence[Sequence[int]],
+    layers: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """As `read_hidden`, with a prompt that following rows share encoded once: hidden states [P, L, D], and the last
+    ones [N, D] of all tokens of the rows' solutions, each preceded by that of its prompt's last token.
+
+    prompts: tokens of each row's prompt. Up to PACKED rows with the same prompt that follow each other become one
+    sequence, prompt, solution, solution, ...; a solution sees the prompt and itself, at the positions it would have
+    alone. Forward and backward passes over 8 solutions of 75 tokens after questions of 66 to 90 take 1.4 to 1.6 times
+    less processor time so (6 layers of the shape of SmolLM2-135M, one thread, AVX-512).
+    """
+    _check_lengths(trunk, rows)
+    groups: list[list[int]] = []
+    for i, row in enumerate(rows):
+        if groups and len(groups[-1]) < PACKED and _prompt_of(groups[-1][0], rows, prompts) == row[: prompts[i]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    sequences, places, parts = [], [], []  # ids; position of each token; which solution it is of (0: the prompt)
+    starts = [0] * len(rows)  # of a row's solution in its sequence
+    for members in groups:
+        size = prompts[members[0]]
+        ids, place, part = list(rows[members[0]][:size]), list(range(size)), [0] * size
+        for number, i in enumerate(members, start=1):
+            starts[i] = len(ids)
+            solution = rows[i][size:]
+            ids += solution
+            place += range(size, size + len(solution))
+            part += [number] * len(solution)
+        sequences.append(ids)
+        places.append(place)
+        parts.append(part)
+    longest, device = max(map(len, sequences)), trunk.device
+
+    def padded(lists: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in lists], device=device)
+
+    of = padded(parts, -1)
+    related = (of[:, :, None] == of[:, None]) | (of[:, None] == 0)
+    # Padding sees padding, so that no token sees nothing at all.
+    mask = (related & torch.ones(longest, longest, dtype=torch.bool, device=device).tril())[:, None]
+    sequence_of = [number for number, members in enumerate(groups) for _ in members]
+
+    def at(i: int, position: int) -> int:
+        """Where a position of a row is in its sequence."""
+        return position if position < prompts[i] else starts[i] + position - prompts[i]
+
+    row_of = torch.tensor([sequence_of[i] for i, ends in enumerate(positions) for _ in ends], device=device)
+    end_of = torch.tensor([at(i, end) for i, ends in enumerate(positions) for end in ends], device=device)
+    inputs = {"input_ids": padded(sequences, 0), "position_ids": padded(places, 0), "attention_mask": mask}
+    read, last = _forward(trunk, layers, row_of, end_of, **inputs)
+    written = [
+        (sequence_of[i], at(i, position)) for i, row in enumerate(rows) for position in range(prompts[i] - 1, len(row))
+    ]
+    sequence, position = torch.tensor(written, device=device).unbind(1)
+    return read, last[sequence, position]

@@ -46,7 +46,7 @@ from qstar.value.card import write_card
 from qstar.value.data import Dataset, StoredTree, check_trainable
 from qstar.value.fit import Fitted, Metrics, Objective, fit, headline
 from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
-from qstar.value.model import ValueModel, check_layers, length_batches, read_hidden, read_states
+from qstar.value.model import PACKED, ValueModel, check_layers, length_batches, read_hidden, read_packed
 from qstar.value.targets import td_lambda
 
 TRAIN_TOKENS = 4096
@@ -200,8 +200,14 @@ def load_value(directory: str | Path, model: Any, tokenizer: Any, device: str) -
 
 
 def _read(trunk: Any, head: ValueHead, data: Dataset, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Logits at the step ends of `rows`, in order, not calibrated; last hidden states [B, T, D] of the rows."""
-    hidden, last = read_states(trunk, [data.rows[row] for row in rows], [data.ends[row] for row in rows], head.layers)
+    """Logits at the step ends of `rows`, in order, not calibrated; last hidden states as `read_packed` gives them."""
+    hidden, last = read_packed(
+        trunk,
+        [data.rows[row] for row in rows],
+        [data.prompts[row] for row in rows],
+        [data.ends[row] for row in rows],
+        head.layers,
+    )
     ends = [end for row in rows for end in range(data.first[row], data.first[row + 1])]
     paths = torch.from_numpy(data.paths[ends]).float().to(last.device)
     return head.readout(head.normalise(hidden), paths), last
@@ -209,9 +215,9 @@ def _read(trunk: Any, head: ValueHead, data: Dataset, rows: Sequence[int]) -> tu
 
 @torch.no_grad()
 def value_logits(trunk: Any, head: ValueHead, data: Dataset) -> Floats:
-    """Logits [N] at all step ends of `data`, one pass per trace, not calibrated."""
+    """Logits [N] at all step ends of `data`, not calibrated."""
     out = np.zeros(int(data.first[-1]))
-    for rows in length_batches([len(row) for row in data.rows]):
+    for rows in _parts(data, data.problems()):
         logits, _ = _read(trunk, head, data, rows)
         parts = torch.split(logits.double().cpu(), [len(data.ends[row]) for row in rows])
         for row, part in zip(rows, parts, strict=True):
@@ -220,17 +226,20 @@ def value_logits(trunk: Any, head: ValueHead, data: Dataset) -> Floats:
 
 
 def language_loss(trunk: Any, last: Tensor, data: Dataset, rows: Sequence[int]) -> Tensor:
-    """-log p, summed over the solution tokens of the right traces among `rows`; `last` [B, T, D] of these rows."""
-    places = [
-        (i, position - 1, data.rows[row][position])
-        for i, row in enumerate(rows)
-        if _written(data, row)
-        for position in range(data.prompts[row], len(data.rows[row]))
-    ]
-    if not places:
+    """-log p, summed over the solution tokens of the right traces among `rows`; `last` as `_read` gives it."""
+    before: list[int] = []
+    tokens: list[int] = []
+    start = 0
+    for row in rows:
+        solution = data.rows[row][data.prompts[row] :]
+        if _written(data, row):
+            before += range(start, start + len(solution))
+            tokens += solution
+        start += len(solution) + 1
+    if not tokens:
         return last.new_zeros(())
-    row_of, before, token = torch.tensor(places, device=last.device).unbind(1)
-    return cross_entropy(trunk.get_output_embeddings()(last[row_of, before]).float(), token, reduction="sum")
+    logits = trunk.get_output_embeddings()(last[before]).float()
+    return cross_entropy(logits, torch.tensor(tokens, device=last.device), reduction="sum")
 
 
 def _written(data: Dataset, row: int) -> int:
@@ -241,13 +250,21 @@ def _written(data: Dataset, row: int) -> int:
 def _parts(data: Dataset, batch: list[list[int]]) -> list[list[int]]:
     """A batch's rows in parts of whole problems and at most TRAIN_TOKENS padded tokens (or one problem)."""
     parts: list[list[int]] = [[]]
-    longest = 0
-    for problem in sorted(batch, key=lambda rows: max(len(data.rows[row]) for row in rows)):
-        longest = max(longest, *(len(data.rows[row]) for row in problem), 0)
-        if parts[-1] and (len(parts[-1]) + len(problem)) * longest > TRAIN_TOKENS:
+    count = longest = 0
+    for length, sequences, problem in sorted((*_packed(data, problem), problem) for problem in batch):
+        count, longest = count + sequences, max(longest, length)
+        if parts[-1] and count * longest > TRAIN_TOKENS:
             parts.append([])
+            count, longest = sequences, length
         parts[-1].extend(problem)
     return parts
+
+
+def _packed(data: Dataset, problem: list[int]) -> tuple[int, int]:
+    """Tokens of the longest sequence that `read_packed` makes of a problem's rows, and how many it makes."""
+    prompt = data.prompts[problem[0]]
+    packs = [problem[at : at + PACKED] for at in range(0, len(problem), PACKED)]
+    return max(prompt + sum(len(data.rows[row]) - prompt for row in pack) for pack in packs), len(packs)
 
 
 class _Work:

@@ -13,7 +13,7 @@ from qstar.errors import UserError
 from qstar.policy.engine import LanguageModelPolicy
 from qstar.types import Request, State, Step
 from qstar.value.head import ValueHead
-from qstar.value.model import ValueModel, length_batches, read_hidden, state_ids
+from qstar.value.model import PACKED, ValueModel, length_batches, read_hidden, read_packed, state_ids
 from tests import tiny
 from tests.value.data import trace
 from tests.value.test_head import config
@@ -116,3 +116,25 @@ def test_a_head_for_a_shared_trunk_is_not_a_value_model(tmp_path: Path) -> None:
     value_model(trunk="frozen").head.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="not a separate value model"):
         ValueModel.from_pretrained(tmp_path)
+
+
+def test_a_shared_prompt_encoded_once_gives_the_states_of_rows_alone() -> None:
+    model = tiny.model(context=512)
+    numbers = torch.Generator().manual_seed(0)
+
+    def some(count: int) -> list[int]:
+        return torch.randint(1, 300, (count,), generator=numbers).tolist()
+
+    one, two = some(20), some(31)
+    rows = [one + some(5 + i) for i in range(PACKED + 3)] + [two + some(9), two + some(30)]
+    prompts = [20] * (PACKED + 3) + [31] * 2
+    ends = [[len(row) - 4, len(row) - 1] for row in rows]
+    alone = read_hidden(model, rows, ends, [0, -1])
+    packed, written = read_packed(model, rows, prompts, ends, [0, -1])
+    assert torch.allclose(alone, packed, atol=1e-5)
+    states = [model.base_model(input_ids=torch.tensor([row])).last_hidden_state[0] for row in rows]
+    expected = torch.cat([state[prompt - 1 :] for state, prompt in zip(states, prompts, strict=True)])
+    assert torch.allclose(expected, written, atol=1e-5)
+    weight = model.base_model.layers[0].mlp.up_proj.weight
+    gradients = [torch.autograd.grad(found.square().sum(), weight)[0] for found in (alone, packed)]
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4)

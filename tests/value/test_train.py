@@ -18,7 +18,7 @@ from qstar.value.data import Dataset, trace_weights
 from qstar.value.features import PATH_FEATURES
 from qstar.value.fit import Objective
 from qstar.value.head import ValueHead
-from qstar.value.model import ValueModel, read_states
+from qstar.value.model import ValueModel, read_packed
 from qstar.value.train import _Work, language_loss, train_head, train_separate, train_value
 from tests import tiny
 from tests.value.data import BAD, GOOD, trace, traces
@@ -264,7 +264,7 @@ def test_a_joint_value_goes_on_learning_to_write(tmp_path: Path) -> None:
 
     def loss(trunk: Any) -> float:
         rows = range(len(right))
-        _, last = read_states(trunk, right.rows, right.ends, (-1,))
+        _, last = read_packed(trunk, right.rows, right.prompts, right.ends, (-1,))
         return float(language_loss(trunk, last, right, rows).detach())
 
     trained(tmp_path / "s", trunk="separate")
@@ -276,7 +276,7 @@ def test_a_joint_value_goes_on_learning_to_write(tmp_path: Path) -> None:
 
 def test_the_language_loss_is_that_of_transformers_on_the_solutions_of_right_traces() -> None:
     model, data = tiny.model(), Dataset.of(TRAIN[:6], TOKENIZER)
-    _, last = read_states(model, data.rows, data.ends, (-1,))
+    _, last = read_packed(model, data.rows, data.prompts, data.ends, (-1,))
     expected = 0.0
     for row, ids in enumerate(data.rows):
         if data.label[row]:
