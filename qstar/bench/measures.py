@@ -329,6 +329,13 @@ def agreement(bench: Bench) -> Measure:
     return Measure("greedy tokens equal to generate's", same / len(problems), 1.0, False, {"prompts": len(problems)})
 
 
+def training(bench: Bench) -> Measure:
+    """Training a value with a trunk of its own against forward and backward passes alone; see that module."""
+    from qstar.bench.training import training_speed
+
+    return training_speed(bench)
+
+
 MEASURES: dict[str, Callable[[Bench], Measure]] = {
     "memory": memory,
     "astar": astar_speed,
@@ -342,5 +349,6 @@ MEASURES: dict[str, Callable[[Bench], Measure]] = {
     "bookkeeping": bookkeeping,
     "peer": peer,
     "agreement": agreement,
+    "training": training,
 }
 """Measures by name, in the order they are run."""

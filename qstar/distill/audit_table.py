@@ -72,7 +72,7 @@ def _policies(result: Mapping[str, Any]) -> RenderableType:
         share = ["-" if x is None else f"{100 * x / counts['right_answers']:.1f}" for x in shares]
         body[f"{number} ({counts['policy'][:8]})"] = [str(counts["right_answers"]), *share]
     return figures_table(
-        "By the policy that wrote them, in order of iteration (%)",
+        "By the policy that wrote them first, in order of iteration (%)",
         ["right answers", "flagged", "doubted", "known lucky"],
         body,
         labels="policy",
