@@ -126,9 +126,13 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
 
 
 def _first_changed(here: RunDirectory, directory: RunDirectory, names: Sequence[str]) -> str | None:
-    """The first of these stages that would be made from another configuration, the seed left aside."""
+    """The first of these stages that would be made from another configuration, the seed left aside.
+
+    Not the export: no stage reads its files, and the students select their traces anew.
+    """
     old, new = here.inputs(plan(here)), directory.inputs(plan(directory))
-    return next((name for name in names if {**old[name], "seed": 0} != {**new[name], "seed": 0}), None)
+    made = (name for name in names if name != "export")
+    return next((name for name in made if {**old[name], "seed": 0} != {**new[name], "seed": 0}), None)
 
 
 def _changed(here: RunDirectory, variation: str, seed: int) -> RunDirectory:

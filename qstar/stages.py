@@ -223,7 +223,7 @@ def _judged(run: Run, stage: Stage, name: str, unseen: Sequence[KeptTrace]) -> d
     figures: dict[str, Any] = {f"{name}_dev": run.dev_accuracy(stage.path / name, stage.path / "dev", name)}
     trained = load_causal_lm(stage.path / name, dtype="float32", device=run.device), load_tokenizer(stage.path / name)
     for when, (model, tokenizer) in (("untrained", _student_base(run)), ("trained", trained)):
-        loss = junction_loss(model, tokenizer, unseen)
+        loss = junction_loss(model.float(), tokenizer, unseen)
         figures |= {f"{name}_{when}_junction_loss": loss.junction, f"{name}_{when}_other_loss": loss.other}
     return {**figures, "junction_tokens": loss.junction_tokens, "other_tokens": loss.other_tokens}
 

@@ -211,6 +211,16 @@ def test_ablation_changes_one_stage_and_leaves_the_run_alone(
     assert [item["name"] for item in written["variations"]] == [base.name, changed.name]
 
 
+def test_students_of_other_selections_can_be_compared(workplace: Path) -> None:
+    run = workplace / "runs" / "tiny"
+    names = [f"traces.selection={order} traces.tokens=200" for order in ("random", "informed")]
+    whole, random, informed = ablate(run, "distill", names, [0])
+    assert whole.values("student_steps") == [metrics(run, "distill")["student_steps"]]
+    assert random.values("gold_and_traces")[0] < whole.values("gold_and_traces")[0]
+    assert 0 <= informed.values("student_dev")[0] <= 1
+    assert informed.values("student_trained_junction_loss")[0] > 0
+
+
 @pytest.mark.parametrize(
     ("stage", "variation", "says"),
     [
