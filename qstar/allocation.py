@@ -19,7 +19,7 @@ import heapq
 import math
 from collections.abc import Sequence
 
-from qstar.grading.steps import step_key
+from qstar.prefix_tree import prefix_tree
 from qstar.trace import Trace
 from qstar.types import State
 
@@ -56,24 +56,21 @@ def disputed_states(traces: Sequence[Trace], max_steps: int) -> list[tuple[State
     traces: samples from the question. A state that is terminal or has `max_steps` steps cannot be continued. Order: as
     first met in the traces. The wording is the one met first.
     """
-    parent: dict[tuple[str, ...], tuple[str, ...]] = {}
-    states: dict[tuple[str, ...], State] = {}
-    counts: dict[tuple[str, ...], tuple[int, int]] = {}
-    for trace in traces:
-        right = trace.status == "correct"
-        keys: tuple[str, ...] = ()
-        for depth in range(len(trace.steps) + 1):
-            if depth:
-                parent[(*keys, step_key(trace.steps[depth - 1].text))] = keys
-                keys = (*keys, step_key(trace.steps[depth - 1].text))
-            k, n = counts.get(keys, (0, 0))
-            counts[keys] = k + right, n + 1
-            ended = trace.finish == "terminal" and depth == len(trace.steps)
-            if 0 < depth < max_steps and not ended:
-                states.setdefault(keys, trace.state(depth))
-    found = []
-    for keys, state in states.items():
-        k, n = counts[parent[keys]]
-        if 0 < k < n:
-            found.append((state, deviation(*counts[keys])))
-    return found
+    tree = prefix_tree(traces)
+    right, samples = ([0] * len(tree.parents) for _ in range(2))
+    states: dict[int, State] = {}
+    for trace, path in zip(traces, tree.paths, strict=True):
+        for depth, node in enumerate(path, start=1):
+            right[node] += trace.status == "correct"
+            samples[node] += 1
+            ended = trace.finish == "terminal" and depth == len(path)
+            if depth < max_steps and not ended:
+                states.setdefault(node, trace.state(depth))
+    # A parent of -1 is the question, through which all samples go: the last entry.
+    right.append(sum(trace.status == "correct" for trace in traces))
+    samples.append(len(traces))
+    return [
+        (state, deviation(right[node], samples[node]))
+        for node, state in states.items()
+        if 0 < right[tree.parents[node]] < samples[tree.parents[node]]
+    ]

@@ -19,7 +19,7 @@ from itertools import zip_longest
 from typing import Any
 
 from qstar.distill.junctions import Chain, tree_choices
-from qstar.distill.select import KeptTrace, chain, prefixes
+from qstar.distill.select import KeptTrace, chain, with_choices
 from qstar.errors import UserError
 from qstar.grading.answer import grade
 from qstar.run import Run, stage_name
@@ -97,7 +97,7 @@ def _grpo(run: Run, stage: Stage) -> dict[str, Any]:
     report = train_grpo(
         load_causal_lm(str(run.teacher_path), dtype=run.config.improve.sft.dtype, device=run.device),
         load_tokenizer(str(run.teacher_path)),
-        [(problem.question, problem.answer) for problem in run.batch(None)],
+        [(problem.question, problem.answer) for problem in run.practice],
         config,
         tokens=config.tokens or sampled["train_tokens"] + run.stage("search").metrics["tokens"],
         mean_length=sampled["train_tokens"] / sampled["train_traces"],
@@ -116,7 +116,7 @@ def weighted_traces(searches: Iterable[Mapping[str, Any]], most: int) -> list[Ke
 
     Right and wrong ones take turns, so that a problem shows both where it has both; one for each chain of equations.
     """
-    kept = []
+    kept: list[KeptTrace] = []
     for row in searches:
         choices = tree_choices(graded(row["tree"], row["gold"]))
         right: dict[Chain, Trace] = {}
@@ -126,9 +126,8 @@ def weighted_traces(searches: Iterable[Mapping[str, Any]], most: int) -> list[Ke
                 (right if trace.status == "correct" else wrong).setdefault(chain(trace), trace)
         pairs = zip_longest(right.items(), wrong.items())
         ranked = [item for pair in pairs for item in pair if item is not None]
-        for rank, (key, trace) in enumerate(ranked[:most]):
-            of_steps = tuple(choices.get(prefix) for prefix in prefixes(key))
-            kept.append(KeptTrace(trace, key, 1, rank, choices=of_steps))
+        chosen = (KeptTrace(trace, key, 1, rank) for rank, (key, trace) in enumerate(ranked[:most]))
+        kept += with_choices(chosen, choices)
     return kept
 
 

@@ -263,12 +263,11 @@ class Run:
         from qstar.distill.select import draw, select_traces, solve_rates
 
         config = self.config.traces
-        plain = (trace for trace in self.traces("rollout", "train.jsonl") if not trace.start)
         selection = select_traces(
             self.own_traces() if own else self.all_traces(),
             per_problem=sys.maxsize if config.selection == "random" else config.per_problem,
             require_equations=config.require_equations,
-            solve_rate=solve_rates(plain) if config.selection == "informed" else None,
+            solve_rate=solve_rates(self.traces("rollout", "train.jsonl")) if config.selection == "informed" else None,
             wordings=config.wordings,
             trees=self.trees(),
         )

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from qstar.distill.select import KeptTrace, chain, select_traces
+from qstar.distill.select import KeptTrace, select_traces
 from qstar.policy.prompt import encode_prompt, encode_written
+from qstar.prefix_tree import prefix_tree
 from qstar.trace import Trace
 from qstar.value.model import length_batches
 
@@ -44,18 +45,15 @@ def sample_trees(traces: Iterable[Trace]) -> Iterator[dict[str, Any]]:
     traces: in order of problem id.
     """
     for problem, group in groupby(traces, key=lambda trace: trace.problem_id):
+        samples = list(group)
+        tree = prefix_tree(samples)
         nodes: list[dict[str, Any]] = [{"parent": None, "key": "", "merged": 0, "value": 0.0}]
-        index: dict[tuple[str, ...], int] = {(): 0}
-        for trace in group:
-            keys = chain(trace)
-            for depth in range(1, len(keys) + 1):
-                at = index.get(keys[:depth])
-                if at is None:
-                    at = index[keys[:depth]] = len(nodes)
-                    nodes.append(
-                        {"parent": index[keys[: depth - 1]], "key": keys[depth - 1], "merged": 0, "value": 0.0}
-                    )
-                node = nodes[at]
+        nodes += [
+            {"parent": parent + 1, "key": key, "merged": 0, "value": 0.0}
+            for parent, key in zip(tree.parents, tree.keys, strict=True)
+        ]
+        for trace, path in zip(samples, tree.paths, strict=True):
+            for node in (nodes[at + 1] for at in path):
                 node["value"] = (node["value"] * node["merged"] + (trace.status == "correct")) / (node["merged"] + 1)
                 node["merged"] += 1
         yield {"problem_id": problem, "nodes": nodes}

@@ -126,7 +126,7 @@ def select_traces(
             while tree is not None and tree["problem_id"] < problem:
                 tree = next(trees_left, None)
             if tree is not None and tree["problem_id"] == problem and chosen:
-                chosen = _with_choices(chosen, tree_choices(tree))
+                chosen = with_choices(chosen, tree_choices(tree))
             funnel.problems += 1
             funnel.solved += bool(chosen)
             funnel.kept += len(chosen)
@@ -164,7 +164,8 @@ def _select(
     return [KeptTrace(trace, key, counts[key], rank, weight) for rank, (key, trace) in enumerate(rounds[:per_problem])]
 
 
-def _with_choices(chosen: list[KeptTrace], choices: Mapping[Chain, Choice]) -> list[KeptTrace]:
+def with_choices(chosen: Iterable[KeptTrace], choices: Mapping[Chain, Choice]) -> list[KeptTrace]:
+    """The traces with what a tree says of their steps."""
     return [
         dataclasses.replace(item, choices=tuple(choices.get(prefix) for prefix in prefixes(item.chain)))
         for item in chosen

@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from qstar.grading.answer import grade
-from qstar.grading.steps import step_key
+from qstar.prefix_tree import prefix_tree
 from qstar.trace import Trace
 from qstar.types import Step
 from qstar.value.targets import TreeNode, WeightedTarget, fitted_q, hard_monte_carlo, outcome, soft_monte_carlo
@@ -36,7 +36,8 @@ def step_targets(traces: Sequence[Trace], target: Target) -> Targets:
     """Targets after every step of graded traces, by trace. `td` starts from the outcome; values come later."""
     if target in ("outcome", "td"):
         return [_weighed(t, [WeightedTarget(y, 1.0) for y in outcome(len(t.steps), _right(t))]) for t in traces]
-    parents, paths = _prefix_tree(traces)
+    tree = prefix_tree(traces)
+    parents, paths = tree.parents, tree.paths
     samples, correct, shares = ([0] * len(parents) for _ in range(3))
     for trace, path in zip(traces, paths, strict=True):
         for depth, node in enumerate(path, start=1):
@@ -115,20 +116,3 @@ def _right(trace: Trace) -> bool:
 def _weighed(trace: Trace, targets: list[WeightedTarget]) -> list[WeightedTarget]:
     """The targets, without weight at states that the trace did not sample from."""
     return [replace(y, weight=0.0) if depth < trace.start else y for depth, y in enumerate(targets, start=1)]
-
-
-def _prefix_tree(traces: Sequence[Trace]) -> tuple[list[int], list[list[int]]]:
-    """Parent of every node (-1: the question), parents first, and the nodes on the path of every trace."""
-    parents: list[int] = []
-    nodes: dict[tuple[str | int, str], int] = {}
-    paths = []
-    for trace in traces:
-        path: list[int] = []
-        for step in trace.steps:
-            key = (path[-1] if path else trace.problem_id, step_key(step.text))
-            if key not in nodes:
-                nodes[key] = len(parents)
-                parents.append(path[-1] if path else -1)
-            path.append(nodes[key])
-        paths.append(path)
-    return parents, paths
