@@ -31,25 +31,29 @@ def run_stages(
     another configuration.
     """
     directory = RunDirectory(config)
-    names = [spec.name for spec in stages or plan(directory)]
+
+    def planned() -> Sequence[StageSpec]:
+        return stages or plan(directory)
+
+    names = [spec.name for spec in planned()]
     if until is not None and until not in names:
         raise UserError(f"there is no stage {until}; the stages are {', '.join(names)}")
     run = Run(directory, say)
     if not Team.from_environment().leads:
-        for spec in _in_order(directory, stages, until):
+        for spec in _in_order(planned, until):
             _follow(run, spec)
         return
     with directory.lock():
-        directory.open(stages or plan(directory))
+        directory.open(planned())
         _ = run.tracking  # a tracker that is not installed is said before any work
-        for number, spec in enumerate(_in_order(directory, stages, until)):
+        for number, spec in enumerate(_in_order(planned, until)):
             stage = directory.stage(spec.name)
             if stage.done:
                 say(f"{spec.name}: already done ({headline(stage.metrics)})")
                 continue
             say(f"{spec.name}: {'continues' if stage.begun else 'starts'}")
             start = time.perf_counter()
-            inputs = directory.inputs(stages or plan(directory))[spec.name]
+            inputs = directory.inputs(planned())[spec.name]
             stage.begin(inputs)
             with full_disk(stage.path):
                 metrics = spec.run(run, stage)
@@ -59,11 +63,11 @@ def run_stages(
             say(f"{spec.name}: done in {duration(stage.manifest['seconds'])} ({headline(metrics)})")
 
 
-def _in_order(directory: RunDirectory, stages: Sequence[StageSpec] | None, until: str | None) -> Iterator[StageSpec]:
+def _in_order(planned: Callable[[], Sequence[StageSpec]], until: str | None) -> Iterator[StageSpec]:
     """The stages up to `until`. What comes next is asked anew each time: an iteration may turn out to be the last."""
     seen: set[str] = set()
     while True:
-        specs = stages or plan(directory)
+        specs = planned()
         left = [spec for spec in specs if spec.name not in seen]
         if not left or until in seen or until not in (None, *(spec.name for spec in specs)):
             return

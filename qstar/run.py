@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from qstar.types import derive_seed
 if TYPE_CHECKING:
     from qstar.distill.card import Provenance
     from qstar.distill.select import Selection
+    from qstar.evaluate.compare import Comparison
     from qstar.problems.contamination import TestIndex
 
 Say = Callable[[str], None]
@@ -55,29 +56,11 @@ def best_iteration(directory: RunDirectory) -> int:
     return best
 
 
-class Run:
-    """A run directory with its problems and, once trained, its models, at one iteration. Models load on first use.
+class _Shared:
+    """What all iterations of a run have in common, loaded on first use."""
 
-    iteration: counted from 1; by default the best so far.
-    """
-
-    def __init__(self, directory: RunDirectory, say: Say, iteration: int | None = None) -> None:
-        self.directory = directory
-        self.config: RunConfig = directory.config
-        self.say = say
-        self.iteration = best_iteration(directory) if iteration is None else iteration
-
-    def at(self, iteration: int) -> Run:
-        """The same run at another iteration."""
-        other = Run(self.directory, self.say, iteration)
-        other.config = self.config
-        shared = ("problems", "tracking", "device", "test_index")
-        other.__dict__.update({name: self.__dict__[name] for name in shared if name in self.__dict__})
-        return other
-
-    def stage(self, name: str) -> Stage:
-        """A stage, that of this iteration if every iteration has one."""
-        return self.directory.stage(stage_name(name, self.iteration))
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
 
     @cached_property
     def problems(self) -> tuple[list[Problem], list[Problem]]:
@@ -89,13 +72,57 @@ class Run:
         )
         return train, dev
 
+    @cached_property
+    def test_index(self) -> TestIndex:
+        """The questions of the test split, to refuse training rows that repeat one; nothing else of it is read."""
+        from qstar.problems.contamination import TestIndex
+
+        return TestIndex.from_problems(load_test(self.config.data))
+
+    @cached_property
+    def tracking(self) -> Tracking:
+        """Where figures go. Raises UserError if the tracker is not installed."""
+        return Tracking(self.config.directory, self.config.report_to)
+
+
+class Run:
+    """A run directory with its problems and, once trained, its models, at one iteration. Models load on first use.
+
+    iteration: counted from 1; by default the best so far.
+    """
+
+    def __init__(self, directory: RunDirectory, say: Say, iteration: int | None = None) -> None:
+        self.directory = directory
+        self.config: RunConfig = directory.config
+        self.say = say
+        self.iteration = best_iteration(directory) if iteration is None else iteration
+        self._shared = _Shared(directory.config)
+
+    def at(self, iteration: int) -> Run:
+        """The same run at another iteration."""
+        other = Run(self.directory, self.say, iteration)
+        other.config, other._shared = self.config, self._shared
+        return other
+
+    def stage(self, name: str) -> Stage:
+        """A stage, that of this iteration if every iteration has one."""
+        return self.directory.stage(stage_name(name, self.iteration))
+
     @property
     def train(self) -> list[Problem]:
-        return self.problems[0]
+        return self._shared.problems[0]
 
     @property
     def dev(self) -> list[Problem]:
-        return self.problems[1]
+        return self._shared.problems[1]
+
+    @property
+    def test_index(self) -> TestIndex:
+        return self._shared.test_index
+
+    @property
+    def tracking(self) -> Tracking:
+        return self._shared.tracking
 
     @property
     def practice(self) -> list[Problem]:
@@ -111,11 +138,6 @@ class Run:
         count = min(len(problems), len(problems) if count is None else count)
         first = (self.iteration - 1) * count
         return [problems[(first + i) % len(problems)] for i in range(count)]
-
-    @cached_property
-    def tracking(self) -> Tracking:
-        """Where figures go. Raises UserError if the tracker is not installed."""
-        return Tracking(self.directory.path, self.config.report_to)
 
     @cached_property
     def device(self) -> str:
@@ -171,27 +193,30 @@ class Run:
             self.device,
         )
 
-    def dev_accuracy(self, model: Path, directory: Path, name: str, limit: int | None = None) -> float:
-        """Share of (the first `limit`) dev problems that a checkpoint solves greedily, by this process's engine.
-
-        directory: keeps the journal of its answers, called by `name`.
-        """
+    def greedy(
+        self, model: Path, problems: Sequence[Problem], directory: Path, name: str, budgets: Sequence[int]
+    ) -> Comparison:
+        """The greedy answers of a checkpoint, by this process's engine; see `qstar.evaluate.compare.compare`."""
         from qstar.evaluate.compare import compare
         from qstar.solver import load_models
 
         here = dataclasses.replace(self.config.policy, remote=None, remote_model=None)  # a server has the policy alone
         policy, _ = load_models(model, None, here, self.device)
-        comparison = compare(
-            self.dev[:limit],
+        return compare(
+            problems,
             policy,
             None,
             self.config,
             strategies=("greedy",),
-            budgets=(self.config.search.budget,),
+            budgets=budgets,
             directory=directory,
             seed=self.config.seed,
             name=name,
         )
+
+    def dev_accuracy(self, model: Path, directory: Path, name: str, limit: int | None = None) -> float:
+        """Share of (the first `limit`) dev problems a checkpoint solves greedily; `directory` keeps the answers."""
+        comparison = self.greedy(model, self.dev[:limit], directory, name, (self.config.search.budget,))
         return comparison.cells[0].accuracy
 
     def traces(self, stage: str, file: str) -> Iterator[Trace]:
@@ -226,7 +251,7 @@ class Run:
             funnel=selection.funnel,
         )
 
-    @property
+    @cached_property
     def history(self) -> list[Run]:
         """The run at every iteration up to this one."""
         return [self.at(iteration) for iteration in range(1, self.iteration)] + [self]
@@ -274,10 +299,3 @@ class Run:
         if config.tokens is None:
             return selection
         return draw(selection, config.tokens, config.selection, seed=self.config.seed)
-
-    @cached_property
-    def test_index(self) -> TestIndex:
-        """The questions of the test split, to refuse training rows that repeat one; nothing else of it is read."""
-        from qstar.problems.contamination import TestIndex
-
-        return TestIndex.from_problems(load_test(self.config.data))

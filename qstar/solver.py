@@ -196,17 +196,10 @@ class Solver:
         directory = RunDirectory.load(run)
         directory.require("sft", "train-q")
         best = Run(directory, print)
-        config = with_policy(directory.config, **policy)
+        best.config = with_policy(best.config, **policy)
         with _collection_paused():
-            from qstar.policy.hub import resolve_device
-
-            models = load_models(
-                best.teacher_path,
-                best.q_path,
-                config.policy,
-                resolve_device(config.policy.device),
-            )
-        return cls(*models, config)
+            models = best.models(with_value=True)
+        return cls(*models, best.config)
 
     def solve(
         self, question: str, *, strategy: str | None = None, budget: int | None = None, seed: int = 0

@@ -30,7 +30,7 @@ from qstar.runs.files import write_json
 from qstar.runs.team import Team
 
 if TYPE_CHECKING:
-    from qstar.distill.select import KeptTrace
+    from qstar.distill.junction_loss import JunctionLoss
 
 
 def data(run: Run, stage: Stage) -> dict[str, Any]:
@@ -179,11 +179,16 @@ def export(run: Run, stage: Stage) -> dict[str, Any]:
 
 def distill(run: Run, stage: Stage) -> dict[str, Any]:
     """Train the student on gold solutions and traces, and its baseline on gold alone, at equal optimizer steps."""
-    from qstar.distill.junction_loss import held_out
+    from qstar.distill.junction_loss import held_out, junction_loss
     from qstar.distill.student import student_examples
+    from qstar.policy.hub import load_causal_lm, load_tokenizer
 
     config = run.config.student
     unseen = held_out(list(run.traces("rollout", "dev.jsonl")), run.config.traces.per_problem)
+    untrained: JunctionLoss | None = None
+    if Team.from_environment().leads:  # the leading process judges
+        base, tokenizer = _student_base(run)
+        untrained = junction_loss(base.float(), tokenizer, unseen)
     gold = student_examples(run.train, [])
     both = student_examples(run.train, list(run.selection()), loss=config.loss)
     metrics: dict[str, Any] = {"gold": len(gold), "gold_and_traces": len(both)}
@@ -210,22 +215,15 @@ def distill(run: Run, stage: Stage) -> dict[str, Any]:
         metrics |= {f"{name}_{key}": value for key, value in trained.items()}
         if on_policy:
             metrics |= _on_policy(run, stage, model, tokenizer)
-        if Team.from_environment().leads:
-            metrics |= _judged(run, stage, name, unseen)
+        if untrained is None:
+            continue
+        path = stage.path / name
+        metrics[f"{name}_dev"] = run.dev_accuracy(path, stage.path / "dev", name)
+        model = load_causal_lm(path, dtype="float32", device=run.device)
+        for when, loss in (("untrained", untrained), ("trained", junction_loss(model, load_tokenizer(path), unseen))):
+            metrics |= {f"{name}_{when}_junction_loss": loss.junction, f"{name}_{when}_other_loss": loss.other}
+        metrics |= {"junction_tokens": untrained.junction_tokens, "other_tokens": untrained.other_tokens}
     return metrics
-
-
-def _judged(run: Run, stage: Stage, name: str, unseen: Sequence[KeptTrace]) -> dict[str, Any]:
-    """How a trained student does on dev: greedy accuracy, and its losses at junctions and elsewhere, also untrained."""
-    from qstar.distill.junction_loss import junction_loss
-    from qstar.policy.hub import load_causal_lm, load_tokenizer
-
-    figures: dict[str, Any] = {f"{name}_dev": run.dev_accuracy(stage.path / name, stage.path / "dev", name)}
-    trained = load_causal_lm(stage.path / name, dtype="float32", device=run.device), load_tokenizer(stage.path / name)
-    for when, (model, tokenizer) in (("untrained", _student_base(run)), ("trained", trained)):
-        loss = junction_loss(model.float(), tokenizer, unseen)
-        figures |= {f"{name}_{when}_junction_loss": loss.junction, f"{name}_{when}_other_loss": loss.other}
-    return {**figures, "junction_tokens": loss.junction_tokens, "other_tokens": loss.other_tokens}
 
 
 def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
@@ -235,28 +233,31 @@ def evaluate(run: Run, stage: Stage) -> dict[str, Any]:
     from qstar.evaluate.compare import compare
     from qstar.evaluate.cost import cost_table, show_cost
     from qstar.evaluate.table import accuracy_table
-    from qstar.solver import load_models
 
     config = run.config
     problems = (run.dev if config.eval.split == "dev" else load_test(config.data))[: config.eval.problems]
-    settings: dict[str, Any] = {
-        "budgets": config.eval.budgets,
-        "directory": stage.path / "searches",
-        "seed": config.seed,
-    }
+    budgets, directory = config.eval.budgets, stage.path / "searches"
     policy, value = run.models(with_value=True)
-    comparison = compare(problems, policy, value, config, strategies=config.eval.strategies, name="policy", **settings)
-    here = dataclasses.replace(config.policy, remote=None, remote_model=None)  # a server has the policy alone
+    comparison = compare(
+        problems,
+        policy,
+        value,
+        config,
+        strategies=config.eval.strategies,
+        budgets=budgets,
+        directory=directory,
+        seed=config.seed,
+    )
     for name in ("baseline", "student"):
-        model, _ = load_models(run.directory.stage("distill").path / name, None, here, run.device)
-        comparison += compare(problems, model, None, config, strategies=("greedy",), name=name, **settings)
-    write_json(stage.path / "comparison.json", comparison.to_json())
+        comparison += run.greedy(run.stage("distill").path / name, problems, directory, name, budgets)
+    figures = comparison.to_json()
+    write_json(stage.path / "comparison.json", figures)
     costs = cost_table(
-        comparison.to_json()["cells"],
+        figures["cells"],
         once=sum(
             at.stage("rollout").metrics["train_tokens"] + at.stage("search").metrics["tokens"] for at in run.history
         ),
-        trained=run.directory.stage("distill").metrics["student_tokens"],
+        trained=run.stage("distill").metrics["student_tokens"],
     )
     write_json(stage.path / "cost.json", dataclasses.asdict(costs))
     Console().print(accuracy_table(comparison))
