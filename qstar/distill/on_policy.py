@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from qstar.config import OnPolicyConfig
 from qstar.errors import UserError
 from qstar.policy.adapters import add_adapters
 from qstar.policy.prompt import encode_prompt
-from qstar.policy.trainer import Losses, finished, keep, last_checkpoint, run
+from qstar.policy.trainer import AsksQuestions, Losses, arguments, finished, in_order, keep, last_checkpoint, run
 from qstar.runs.team import Team
 from qstar.runs.tracking import Training, untracked
 
@@ -100,8 +99,17 @@ def distill_on_policy(
         trainer = _Trainer(
             model=student,
             teacher_model=teacher.to(device),
-            args=_arguments(config, checkpoints, seed, device, tracked),
-            train_dataset=Dataset.from_dict({"prompt": _in_order(fitting, config, seed)}),
+            args=DistillationConfig(
+                num_train_epochs=1,  # the order holds all of them
+                per_device_train_batch_size=config.batch_size,
+                learning_rate=config.learning_rate,
+                lr_scheduler_type="cosine",
+                max_completion_length=config.max_tokens,
+                beta=config.divergence,
+                logging_steps=5,
+                **arguments(checkpoints, CHECKPOINT_STEPS, seed, device, tracked),
+            ),
+            train_dataset=Dataset.from_dict({"prompt": in_order(fitting, config.steps * config.batch_size, seed)}),
             processing_class=tokenizer,
         )
         losses, seconds = run(trainer, resume, tracked.record)
@@ -117,41 +125,5 @@ def distill_on_policy(
     return report
 
 
-def _in_order(questions: Sequence[str], config: OnPolicyConfig, seed: int) -> list[str]:
-    """The questions of all steps, so that a resumed training asks what an uninterrupted one would."""
-    rng, order = random.Random(seed), list[str]()
-    while len(order) < config.steps * config.batch_size:
-        order += rng.sample(questions, len(questions))
-    return order[: config.steps * config.batch_size]
-
-
-class _Trainer(DistillationTrainer):
-    """DistillationTrainer over questions, encoded as the policy reads them."""
-
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [encode_prompt(self.processing_class, question) for question in prompts], None, {}
-
-
-def _arguments(
-    config: OnPolicyConfig, checkpoints: Path, seed: int, device: str, tracked: Training
-) -> DistillationConfig:
-    return DistillationConfig(
-        output_dir=str(checkpoints),
-        num_train_epochs=1,  # the order holds all of them
-        shuffle_dataset=False,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        max_completion_length=config.max_tokens,
-        beta=config.divergence,
-        bf16=False,
-        use_cpu=device == "cpu",
-        gradient_checkpointing=False,
-        dataloader_pin_memory=device.startswith("cuda"),
-        logging_steps=5,
-        save_strategy="steps",
-        save_steps=CHECKPOINT_STEPS,
-        save_total_limit=1,
-        seed=seed % 2**32,
-        **tracked.arguments,
-    )
+class _Trainer(AsksQuestions, DistillationTrainer):
+    """DistillationTrainer over questions."""

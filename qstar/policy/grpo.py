@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from qstar.config import GrpoConfig
 from qstar.errors import UserError
 from qstar.grading.answer import grade
 from qstar.policy.prompt import encode_prompt
-from qstar.policy.trainer import Losses, finished, keep, last_checkpoint, run
+from qstar.policy.trainer import AsksQuestions, Losses, arguments, finished, in_order, keep, last_checkpoint, run
 from qstar.runs.team import Team
 from qstar.runs.tracking import Training, untracked
 
@@ -96,8 +95,19 @@ def train_grpo(
         trainer = _Trainer(
             model=model.to(device),
             reward_funcs=_reward(answers, config.max_tokens),
-            args=_arguments(config, steps, temperature, top_k, checkpoints, seed, device, tracked),
-            train_dataset=Dataset.from_dict({"prompt": _in_order(list(answers), steps * config.questions, seed)}),
+            args=TrlConfig(
+                max_steps=steps,
+                per_device_train_batch_size=config.samples * config.questions,
+                num_generations=config.samples,
+                max_completion_length=config.max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                learning_rate=config.learning_rate,
+                lr_scheduler_type="constant",
+                logging_steps=1,
+                **arguments(checkpoints, CHECKPOINT_STEPS, seed, device, tracked),
+            ),
+            train_dataset=Dataset.from_dict({"prompt": in_order(list(answers), steps * config.questions, seed)}),
             processing_class=tokenizer,
         )
         losses, seconds = run(trainer, resume, tracked.record)
@@ -127,50 +137,5 @@ def _reward(answers: dict[str, str], most: int) -> Any:
     return correct
 
 
-def _in_order(questions: Sequence[str], count: int, seed: int) -> list[str]:
-    """The questions of all steps, so that a resumed training asks what an uninterrupted one would."""
-    rng, order = random.Random(seed), list[str]()
-    while len(order) < count:
-        order += rng.sample(questions, len(questions))
-    return order[:count]
-
-
-class _Trainer(GRPOTrainer):
-    """GRPOTrainer over questions, encoded as the policy reads them."""
-
-    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [encode_prompt(self.processing_class, question) for question in prompts], None, {}
-
-
-def _arguments(
-    config: GrpoConfig,
-    steps: int,
-    temperature: float,
-    top_k: int,
-    checkpoints: Path,
-    seed: int,
-    device: str,
-    tracked: Training,
-) -> TrlConfig:
-    return TrlConfig(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        shuffle_dataset=False,
-        per_device_train_batch_size=config.samples * config.questions,
-        num_generations=config.samples,
-        max_completion_length=config.max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="constant",
-        bf16=False,
-        use_cpu=device == "cpu",
-        gradient_checkpointing=False,
-        dataloader_pin_memory=device.startswith("cuda"),
-        logging_steps=1,
-        save_strategy="steps",
-        save_steps=CHECKPOINT_STEPS,
-        save_total_limit=1,
-        seed=seed % 2**32,
-        **tracked.arguments,
-    )
+class _Trainer(AsksQuestions, GRPOTrainer):
+    """GRPOTrainer over questions."""

@@ -42,7 +42,7 @@ from qstar.policy.hub import load_causal_lm, load_tokenizer
 from qstar.policy.masters import MasterAdamW
 from qstar.policy.prompt import encode_prompt, encode_solution
 from qstar.policy.scratch import new_model, train_tokenizer
-from qstar.policy.trainer import Losses, finished, keep, last_checkpoint, run
+from qstar.policy.trainer import Losses, arguments, finished, keep, last_checkpoint, run
 from qstar.runs.team import Team
 from qstar.runs.tracking import Training, untracked
 
@@ -285,7 +285,6 @@ class _loss_head:  # noqa: N801  (a context manager used like a function)
 
 def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str, tracked: Training) -> TrlConfig:
     return TrlConfig(
-        output_dir=str(checkpoints),
         num_train_epochs=1,  # the schedule holds all epochs
         per_device_train_batch_size=config.batch_size,
         train_sampling_strategy="sequential",
@@ -294,21 +293,12 @@ def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str, tra
         warmup_steps=config.warmup,  # below 1: a share of all steps
         weight_decay=config.weight_decay,
         adam_beta2=ADAM_BETA2,
-        bf16=False,
-        use_cpu=device == "cpu",
-        gradient_checkpointing=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        shuffle_dataset=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=device.startswith("cuda"),
         logging_steps=5,
         disable_tqdm=False,
-        save_strategy="steps",
-        save_steps=config.checkpoint_steps,
-        save_total_limit=1,
-        seed=seed % 2**32,
-        **tracked.arguments,
+        **arguments(checkpoints, config.checkpoint_steps, seed, device, tracked),
     )
 
 

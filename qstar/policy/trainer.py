@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,8 +18,9 @@ from transformers import ProgressCallback, TrainerCallback
 
 from qstar.errors import UserError
 from qstar.policy.hub import save_model
+from qstar.policy.prompt import encode_prompt
 from qstar.runs.team import Team
-from qstar.runs.tracking import Log
+from qstar.runs.tracking import Log, Training
 
 Losses = tuple[tuple[int, float], ...]
 """(optimizer step, mean loss in nats per token since the entry before, or since the resumption)."""
@@ -115,6 +118,41 @@ def finished(path: Path, kind: type[R], fingerprint: str) -> R | None:
     if report.fingerprint != fingerprint:
         raise UserError(f"{path.parent} was trained with other data or settings; delete it or choose another folder")
     return report
+
+
+class AsksQuestions:
+    """What a TRL trainer that samples needs to ask questions, encoded as the policy reads them."""
+
+    processing_class: Any
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [encode_prompt(self.processing_class, question) for question in prompts], None, {}
+
+
+def in_order(questions: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` questions, all once before any a second time, so that a resumed training asks what an uninterrupted one
+    would."""
+    rng, order = random.Random(seed), list[str]()
+    while len(order) < count:
+        order += rng.sample(questions, len(questions))
+    return order[:count]
+
+
+def arguments(checkpoints: Path, every: int, seed: int, device: str, tracked: Training) -> dict[str, Any]:
+    """The trainer arguments that all trainings share. every: optimizer steps between checkpoints."""
+    return {
+        "output_dir": str(checkpoints),
+        "bf16": False,
+        "use_cpu": device == "cpu",
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": device.startswith("cuda"),
+        "shuffle_dataset": False,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 1,
+        "seed": seed % 2**32,
+        **tracked.arguments,
+    }
 
 
 def run(trainer: Any, resume: Path | None, record: Log) -> tuple[Losses, float]:
