@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qstar.config_load import load_config
-from qstar.errors import UserError, printable
+from qstar.errors import UserError, exit_code, printable
 from qstar.run import Run
 from qstar.runs.directory import RunDirectory, Stage, identity
 from qstar.runs.files import write_json
@@ -65,23 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--show", help="comma-separated figures to print (default: the stage's first six)")
     options.add_argument("--json", type=Path, metavar="FILE", help="also write every figure of every seed as JSON")
     args = options.parse_args(arguments)
-    try:
-        seeds = [int(text) for text in args.seeds.split(",")]
-    except ValueError:
-        print(f"qstar: --seeds is {args.seeds!r}; it must be numbers such as 0,1,2", file=sys.stderr)
-        return 1
-    try:
+
+    def work() -> None:
+        try:
+            seeds = [int(text) for text in args.seeds.split(",")]
+        except ValueError:
+            raise UserError(f"--seeds is {args.seeds!r}; it must be numbers such as 0,1,2") from None
         found = ablate(args.run, args.stage, args.variations, seeds)
         if args.json is not None:
             write_json(args.json, {"stage": args.stage, "variations": [asdict(item) for item in found]})
         show(found, args.show.split(",") if args.show else None, Console())
-    except UserError as error:
-        print(f"qstar: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("qstar: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work, "stopped; the same command goes on")
 
 
 def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int]) -> list[Variation]:
@@ -95,22 +90,19 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
     if name not in names:
         raise UserError(f"there is no stage {name}; the stages are {', '.join(names)}")
     here.require(*names[: names.index(name)])
+    for variation in variations:  # all, before any work
+        _check(here, variation, names[: names.index(name) + 1])
     work = here.path / "ablations"
     found = []
     with Journal(work / f"{name}.jsonl") as journal:
         rows = {row["key"]: row["metrics"] for row in journal}
-        for number, variation in enumerate((AS_CONFIGURED, *variations)):
+        for variation in (AS_CONFIGURED, *variations):
             figures: list[dict[str, float]] = []
             for seed in seeds:
                 directory = _changed(here, variation, seed)
                 (spec,) = (spec for spec in plan(directory) if spec.name == name)
                 inputs = directory.inputs(plan(directory))[name]
-                before = here.inputs(plan(here))[name]
                 key = identity({**inputs, "seed": seed})
-                if number and {**inputs, "seed": 0} == {**before, "seed": 0}:
-                    raise UserError(f"stage {name} does not read what {variation!r} changes")
-                if earlier := _first_changed(here, directory, names[: names.index(name)]):
-                    raise UserError(f"{variation!r} changes stage {earlier}, which is not done again for stage {name}")
                 if key not in rows:
                     print(f"{variation}, seed {seed} ({len(figures) + 1} of {len(seeds)})", file=sys.stderr)
                     stage = Stage(name, work / f"{name}-{key}")
@@ -125,14 +117,19 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
     return found
 
 
-def _first_changed(here: RunDirectory, directory: RunDirectory, names: Sequence[str]) -> str | None:
-    """The first of these stages that would be made from another configuration, the seed left aside.
+def _check(here: RunDirectory, variation: str, names: Sequence[str]) -> None:
+    """Raise UserError unless the variation changes the last of these stages and none before it.
 
-    Not the export: no stage reads its files, and the students select their traces anew.
+    The export does not count: no stage reads its files, and the students select their traces anew.
     """
-    old, new = here.inputs(plan(here)), directory.inputs(plan(directory))
-    made = (name for name in names if name != "export")
-    return next((name for name in made if {**old[name], "seed": 0} != {**new[name], "seed": 0}), None)
+    changed = _changed(here, variation, here.config.seed)
+    old, new = here.inputs(plan(here)), changed.inputs(plan(changed))
+    *before, name = names
+    if old[name] == new[name]:
+        raise UserError(f"stage {name} does not read what {variation!r} changes")
+    for earlier in before:
+        if earlier != "export" and old[earlier] != new[earlier]:
+            raise UserError(f"{variation!r} changes stage {earlier}, which is not done again for stage {name}")
 
 
 def _changed(here: RunDirectory, variation: str, seed: int) -> RunDirectory:

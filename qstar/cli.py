@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from qstar.errors import UserError, printable
+from qstar.errors import INTERRUPTED, UserError, printable
 
 if TYPE_CHECKING:
     from qstar.config import RunConfig
@@ -22,9 +22,6 @@ STAGE_VERBS = {
     "train-q": "fit the Q-value head to the outcomes of the rollouts",
     "distill": "train the student on verified traces, and its gold-only baseline",
 }
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
 
 EXAMPLES = """examples:
   qstar run configs/quickstart.yaml                       the whole loop, offline, in minutes

@@ -20,9 +20,11 @@ from qstar.runs.directory import RunDirectory
 KEPT = (
     "versions.json",
     "*/manifest.json",
-    "train-q/q/report.json",
-    "train-q/q/reliability.png",
+    "train-q*/q/report.json",
+    "train-q*/q/reliability.png",
     "eval/comparison.json",
+    "eval/cost.json",
+    "ablations/*.jsonl",
     "evals/*/comparison.json",
     "evals/*/optimality.json",
     "evals/*/*.png",

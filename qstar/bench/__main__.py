@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from qstar.bench.measures import MEASURES, Bench, Measure, best_batch, peak_memory
 from qstar.bench.roofline import roofline
-from qstar.errors import UserError
+from qstar.errors import UserError, exit_code
 from qstar.policy.engine import LanguageModelPolicy
 from qstar.problems.load import load_train_dev
 from qstar.runs.environment import environment
@@ -38,15 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--repeats", type=int, default=3, help="of each side of a ratio (default: 3)")
     options.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     args = options.parse_args(arguments)
-    try:
-        measure(args)
-    except UserError as error:
-        print(f"qstar: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("qstar: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: measure(args), "stopped")
 
 
 def measure(args: argparse.Namespace) -> None:
