@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 import yaml
@@ -12,6 +11,7 @@ from qstar import __version__
 from qstar.distill.formats import Format
 from qstar.distill.gate import REASONS, TRL_MAX_LENGTH
 from qstar.distill.select import Funnel
+from qstar.markdown import table
 from qstar.policy.prompt import render_prompt
 
 
@@ -77,21 +77,24 @@ def render_card(report: ExportReport, kind: Format, provenance: Provenance, data
         f"{report.rows} rows from {report.problems} problems, for {kind.trainer}. Each solution was written by a "
         "language model and graded by exact arithmetic.\n",
         "## Columns\n",
-        _table(("column", "type"), {field.name: str(field.type) for field in kind.schema}),
+        table(("column", "type"), {field.name: field.type for field in kind.schema}),
         "## Provenance\n",
-        _table(("field", "value"), {**origin, "qstar": __version__}),
+        table(("field", "value"), {**origin, "qstar": __version__}),
     ]
     if funnel:
-        parts += ["## Selection\n", _table(("stage", "count"), asdict(funnel))]
+        parts += [
+            "## Selection\n",
+            table(("stage", "count"), asdict(funnel)),
+        ]
     parts += ["## Refused\n", _refused(report), "## Length\n", _length(report), "## Use\n", _USE[report.format]]
     return "\n".join(parts)
 
 
 def _refused(report: ExportReport) -> str:
-    lines = ["| reason | rows | problems |", "|---|---|---|"]
-    for reason in REASONS:
-        lines.append(f"| {reason} | {report.refused.get(reason, 0)} | {report.refused_problems.get(reason, 0)} |")
-    return "\n".join(lines) + "\n"
+    rows, problems = (
+        {reason: counts.get(reason, 0) for reason in REASONS} for counts in (report.refused, report.refused_problems)
+    )
+    return table(("reason", "rows", "problems"), rows, problems)
 
 
 def _length(report: ExportReport) -> str:
@@ -104,15 +107,6 @@ def _length(report: ExportReport) -> str:
         f"The longest sequence has {report.longest} tokens, prompt and end-of-text token included; rows above "
         f"{report.max_tokens} were refused. Train with `max_length` of at least {report.longest}.\n"
     )
-
-
-def _table(head: tuple[str, str], rows: Mapping[str, object]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    for name, value in rows.items():
-        # One cell each, whatever the text holds.
-        text = " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
-        lines.append(f"| {name} | {text} |")
-    return "\n".join(lines) + "\n"
 
 
 _PROMPT = f"The prompt is `{json.dumps(render_prompt('{question}'))}`. "

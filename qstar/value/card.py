@@ -11,6 +11,7 @@ import yaml
 
 from qstar import __version__
 from qstar.errors import UserError
+from qstar.markdown import table
 from qstar.runs.files import write_text
 from qstar.value.head import CONFIG_FILE, ValueHeadConfig
 from qstar.value.model import TRUNK_FOLDER
@@ -53,9 +54,9 @@ def render_card(head: ValueHeadConfig, figures: Mapping[str, Any]) -> str:
         "solutions": figures["traces"],
         "steps": figures["points"],
     }
-    places = {"last": "last step", "half": "half-way", "first": "first step"}
-    within = {places[place]: pairs for place, pairs in figures["within"].items()}
-    depths = {f"step {depth}": pairs for depth, pairs in figures["within_by_depth"].items()}
+    names = {"last": "last step", "half": "half-way", "first": "first step"}
+    places = {names[place]: pairs for place, pairs in figures["within"].items()}
+    places |= {f"step {depth}": pairs for depth, pairs in figures["within_by_depth"].items()}
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(tags, sort_keys=False)}---\n",
@@ -64,16 +65,17 @@ def render_card(head: ValueHeadConfig, figures: Mapping[str, Any]) -> str:
             f"grade-school math problem. It reads {trunk}.\n",
             "## Belongs to\n",
             "It is refused with another base model, tokenizer or boundary rule.\n",
-            _table(("field", "value"), {name: (value,) for name, value in origin.items()}),
+            table(("field", "value"), origin),
             "## Figures\n",
             "On dev problems, none of which it was trained on; the temperature of each half was fitted on the other. "
             "The whole report is in `report.json`, the reliability diagram in `reliability.png`.\n",
-            _table(("figure", "value"), {name: (value,) for name, value in quality.items()}),
+            table(("figure", "value"), quality),
             "## AUC within problems\n",
             "Over pairs of a right and a wrong solution of the same problem.\n",
-            _table(
+            table(
                 ("after", "AUC", "pairs"),
-                {name: (_number(pairs["auc"]), pairs["pairs"]) for name, pairs in (within | depths).items()},
+                {name: _number(pairs["auc"]) for name, pairs in places.items()},
+                {name: pairs["pairs"] for name, pairs in places.items()},
             ),
             "## Limits\n",
             "It knows solutions of the policy that its training rollouts came from, and may be wrong on any others.\n",
@@ -110,12 +112,3 @@ def push_value(folder: str | Path, repository: str, *, private: bool = True) -> 
 
 def _number(value: float | None) -> str:
     return "not known" if value is None else f"{value:.4f}"
-
-
-def _table(head: tuple[str, ...], rows: Mapping[str, tuple[object, ...]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for name, values in rows.items():
-        # One cell each, whatever the text holds.
-        cells = (" ".join(str(v).split()).replace("|", "\\|").replace("<", "&lt;") for v in values)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

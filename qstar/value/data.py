@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from qstar.errors import UserError
-from qstar.policy.prompt import encode_prompt, encode_written
+from qstar.policy.prompt import encode_prompt
 from qstar.trace import Trace
 from qstar.types import derive_seed
 from qstar.value.calibrate import Floats, Ints, Points
 from qstar.value.features import PATH_FEATURES, path_features
+from qstar.value.model import step_ids
 from qstar.value.rows import Target, step_targets, tree_rows
 
 StoredTree = tuple[Mapping[str, Any], str]
@@ -67,7 +68,7 @@ class Dataset:
             for tree, answer in trees:
                 more, their = tree_rows(tree, answer, target)
                 used, targets = used + more, targets + their
-        tokens = [[s.token_ids or encode_written(tokenizer, s.text) for s in t.steps] for t in used]
+        tokens = [[step_ids(tokenizer, step) for step in t.steps] for t in used]
         prompts = {t.question: encode_prompt(tokenizer, t.question) for t in used}
         rows = [
             [*prompts[t.question], *(i for ids in steps for i in ids)] for t, steps in zip(used, tokens, strict=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qstar.errors import UserError
 from qstar.policy.prompt import encode_prompt, encode_written
-from qstar.types import State
+from qstar.types import State, Step
 from qstar.value.features import path_features
 from qstar.value.head import ValueHead
 
@@ -88,8 +88,12 @@ class ValueModel(nn.Module):
 
 def state_ids(tokenizer: Any, state: State) -> list[int]:
     """The token ids of a state: its prompt, then each step's own ids, or those of its text if it has none."""
-    steps = [step.token_ids or encode_written(tokenizer, step.text) for step in state.steps]
-    return encode_prompt(tokenizer, state.question) + [token for ids in steps for token in ids]
+    return encode_prompt(tokenizer, state.question) + [i for step in state.steps for i in step_ids(tokenizer, step)]
+
+
+def step_ids(tokenizer: Any, step: Step) -> Sequence[int]:
+    """A step's own token ids, or those of its text if it has none."""
+    return step.token_ids or encode_written(tokenizer, step.text)
 
 
 def length_batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
@@ -131,8 +135,16 @@ def read_hidden(
     return _forward(trunk, layers, row_of, end_of, input_ids=ids)[0]
 
 
-def _prompt_of(i: int, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> Sequence[int]:
-    return rows[i][: prompts[i]]
+def packs(rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[list[int]]:
+    """The rows that `read_packed` makes one sequence of, by index: up to PACKED in a row with the same prompt."""
+    groups: list[list[int]] = []
+    for i, row in enumerate(rows):
+        first = groups[-1][0] if groups and len(groups[-1]) < PACKED else None
+        if first is not None and rows[first][: prompts[first]] == row[: prompts[i]]:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def _check_lengths(trunk: Any, rows: Sequence[Sequence[int]]) -> None:
@@ -174,18 +186,13 @@ def read_packed(
     """As `read_hidden`, with a prompt that following rows share encoded once: hidden states [P, L, D], and the last
     ones [N, D] of all tokens of the rows' solutions, each preceded by that of its prompt's last token.
 
-    prompts: tokens of each row's prompt. Up to PACKED rows with the same prompt that follow each other become one
-    sequence, prompt, solution, solution, ...; a solution sees the prompt and itself, at the positions it would have
-    alone. Forward and backward passes over 8 solutions of 75 tokens after questions of 66 to 90 take 1.4 to 1.6 times
-    less processor time so (6 layers of the shape of SmolLM2-135M, one thread, AVX-512).
+    prompts: tokens of each row's prompt. The rows of a pack (see `packs`) become one sequence, prompt, solution,
+    solution, ...; a solution sees the prompt and itself, at the positions it would have alone. Forward and backward
+    passes over 8 solutions of 75 tokens after questions of 66 to 90 take 1.4 to 1.6 times less processor time so
+    (6 layers of the shape of SmolLM2-135M, one thread, AVX-512).
     """
     _check_lengths(trunk, rows)
-    groups: list[list[int]] = []
-    for i, row in enumerate(rows):
-        if groups and len(groups[-1]) < PACKED and _prompt_of(groups[-1][0], rows, prompts) == row[: prompts[i]]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+    groups = packs(rows, prompts)
     sequences, places, parts = [], [], []  # ids; position of each token; which solution it is of (0: the prompt)
     starts = [0] * len(rows)  # of a row's solution in its sequence
     for members in groups:

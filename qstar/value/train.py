@@ -42,11 +42,11 @@ from qstar.runs.files import write_json, write_whole
 from qstar.trace import Trace
 from qstar.types import derive_seed
 from qstar.value.calibrate import Floats, cross_fitted, draw_reliability, fit_temperature, report, selection, sigmoid
-from qstar.value.card import write_card
+from qstar.value.card import REPORT, write_card
 from qstar.value.data import Dataset, StoredTree, check_trainable
 from qstar.value.fit import Fitted, Metrics, Objective, fit, headline
 from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
-from qstar.value.model import PACKED, ValueModel, check_layers, length_batches, read_hidden, read_packed
+from qstar.value.model import ValueModel, check_layers, length_batches, packs, read_hidden, read_packed
 from qstar.value.targets import td_lambda
 
 TRAIN_TOKENS = 4096
@@ -263,8 +263,9 @@ def _parts(data: Dataset, batch: list[list[int]]) -> list[list[int]]:
 def _packed(data: Dataset, problem: list[int]) -> tuple[int, int]:
     """Tokens of the longest sequence that `read_packed` makes of a problem's rows, and how many it makes."""
     prompt = data.prompts[problem[0]]
-    packs = [problem[at : at + PACKED] for at in range(0, len(problem), PACKED)]
-    return max(prompt + sum(len(data.rows[row]) - prompt for row in pack) for pack in packs), len(packs)
+    groups = packs([data.rows[row] for row in problem], [data.prompts[row] for row in problem])
+    longest = max(prompt + sum(len(data.rows[problem[i]]) - prompt for i in group) for group in groups)
+    return longest, len(groups)
 
 
 class _Work:
@@ -391,7 +392,7 @@ class _Work:
     def finished(self) -> Metrics | None:
         """The headline figures, if this very training is already complete in the folder."""
         try:
-            saved = json.loads((self.folder / "report.json").read_text())
+            saved = json.loads((self.folder / REPORT).read_text())
         except (OSError, ValueError):
             return None
         return saved["headline"] if saved.get("digest") == self.digest else None
@@ -419,6 +420,6 @@ class _Work:
             "uncalibrated": before.to_json(),
             "history": fitted.history,
         }
-        write_json(self.folder / "report.json", whole)
+        write_json(self.folder / REPORT, whole)
         shutil.rmtree(self.state, ignore_errors=True)
         return summary

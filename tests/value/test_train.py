@@ -206,22 +206,6 @@ def test_a_dev_split_with_one_outcome_still_gives_a_report(tmp_path: Path) -> No
     assert figures["oracle"] == 0.0
 
 
-def test_a_diverging_training_says_so(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, learning_rate=1e30)
-    with pytest.raises(UserError, match=r"lower value\.learning_rate"):
-        train_value(
-            tiny.model(),
-            TOKENIZER,
-            TRAIN,
-            config,
-            dev_traces=DEV,
-            seed=0,
-            device="cpu",
-            directory=tmp_path,
-            base_revision="r",
-        )
-
-
 def trained(folder: Path, **changes: Any) -> Any:
     config = dataclasses.replace(CONFIG, epochs=1.0, **changes)
     return train_value(
@@ -235,6 +219,11 @@ def trained(folder: Path, **changes: Any) -> Any:
         directory=folder,
         base_revision="r",
     )
+
+
+def test_a_diverging_training_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lower value\.learning_rate"):
+        trained(tmp_path, learning_rate=1e30)
 
 
 @pytest.mark.parametrize("target", ["monte_carlo", "hard", "td", "tree_mean", "tree_max"])
