@@ -98,7 +98,7 @@ class PolicyConfig:
     """assist: compute the number after `expression =`; prune: drop steps with a false equation; off: neither."""
     batch_rows: int = 128
     """Continuations decoded at once."""
-    cache_megabytes: int = 2048
+    cache_megabytes: int = 4096
     """Budget for all keys and values: rows in work take up to three quarters, cached prefixes the rest."""
     backend: str | None = None
     """What samples the steps in this process: vllm, which must be installed, or null for the engine of this package."""

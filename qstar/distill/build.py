@@ -34,7 +34,7 @@ def build_traces(
     per_problem: int,
     seed: int,
     revision: str,
-    concurrency: int = 64,
+    concurrency: int | None = None,
 ) -> None:
     """Search each problem not yet in the journal until `per_problem` solutions are verified or the budget is spent.
 

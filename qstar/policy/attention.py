@@ -8,6 +8,9 @@ heads that share a key head become query positions of that head.
 The function is registered in transformers' attention interface, so any decoder that uses the interface works; the
 model's own attention setting is restored after each pass.
 
+Rows that decode are read in groups of neighbours, each only as far as its longest row; the engine puts rows of like
+length side by side.
+
 Kernels take other paths for small and odd sizes, and then round otherwise. So the number of tokens and the number of
 keys read are padded to multiples of TILE: what a row computes does not depend on the other rows, bit for bit.
 """
@@ -30,6 +33,12 @@ TILE = 16
 """Sizes are padded to multiples of this. Seen to suffice on x86 with and without AVX-512, with one and two threads, up
 to matrices of width 1,024; a layer of width 1,536 rounds otherwise for some sizes with two threads."""
 
+BLOCK = 16
+"""Neighbouring rows that are read alike."""
+
+MERGED = 512
+"""Two blocks are read alike if that adds at most so many positions: about what a call more costs on a CPU."""
+
 
 def padded(size: int) -> int:
     """The next multiple of TILE."""
@@ -49,15 +58,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Where the tokens of one forward pass live. Tokens 0..decode_rows-1 belong to rows 0..decode_rows-1.
+    """Where the tokens of one forward pass live. The first tokens belong to the rows that decode, in their order.
 
     The pass has `padded(N)` tokens; those from N on are padding and are not stored.
     """
 
     store: RowStore
-    decode_rows: int
-    length: int  # keys read by every decoding row
-    mask: Tensor  # [decode_rows, 1, 1, length], added to the scores
+    groups: list[tuple[int, int, int]]  # decoding rows first..last (exclusive), and how many keys they read
+    mask: Tensor  # [decoding rows, 1, 1, most keys], added to the scores
     spans: list[Span]
     rows: Tensor  # [N] row of each token
     positions: Tensor  # [N] position of each token in its row
@@ -81,18 +89,34 @@ def pack(
         visible = torch.ones(count, padded(start + count), dtype=torch.bool, device=device).tril_(start)
         mask = _additive(visible, dtype).repeat(group, 1)[None, None]
         packed_spans.append(Span(row, start, len(rows) - count, len(rows), mask))
-    length = padded(max(lengths, default=-1) + 1)
+    groups = grouped(lengths)
+    length = max((keys for _, _, keys in groups), default=0)
     seen = torch.tensor(lengths, device=device).reshape(-1, 1) + 1
     visible = torch.arange(length, device=device)[None, :] < seen
     return Packed(
         store,
-        len(lengths),
-        length,
+        groups,
         _additive(visible, dtype)[:, None, None, :],
         packed_spans,
         torch.tensor(rows, device=device),
         torch.tensor(positions, device=device),
     )
+
+
+def grouped(lengths: list[int]) -> list[tuple[int, int, int]]:
+    """Groups (first, last, keys) of neighbouring rows, in order; row i reads lengths[i] + 1 keys, `keys` is padded."""
+    groups: list[tuple[int, int, int]] = []
+    for first in range(0, len(lengths), BLOCK):
+        block = lengths[first : first + BLOCK]
+        last, keys = first + len(block), padded(max(block) + 1)
+        if groups:
+            start, _, before = groups[-1]
+            longest = max(before, keys)
+            if (first - start) * (longest - before) + len(block) * (longest - keys) <= MERGED:
+                groups[-1] = (start, last, longest)
+                continue
+        groups.append((first, last, keys))
+    return groups
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,16 +143,15 @@ def packed_attention(
     count, heads, width = queries.shape
     kv_heads = keys.shape[1]
     output = torch.zeros(count, heads, width, dtype=query.dtype, device=query.device)
-    n = packed.decode_rows
-    if n:
+    for first, last, seen in packed.groups:
         attended = scaled_dot_product_attention(
-            queries[:n].reshape(n, kv_heads, heads // kv_heads, width),
-            keys[:n, :, : packed.length],
-            values[:n, :, : packed.length],
-            attn_mask=packed.mask,
+            queries[first:last].reshape(last - first, kv_heads, heads // kv_heads, width),
+            keys[first:last, :, :seen],
+            values[first:last, :, :seen],
+            attn_mask=packed.mask[first:last, :, :, :seen],
             scale=scaling,
         )
-        output[:n] = attended.reshape(n, heads, width)
+        output[first:last] = attended.reshape(last - first, heads, width)
     for span in packed.spans:
         end = padded(span.start + span.last - span.first)
         attended = scaled_dot_product_attention(

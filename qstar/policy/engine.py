@@ -290,7 +290,9 @@ class LanguageModelPolicy:
             free = free[: max(0, limit - len(work.active()))]
             if not free:
                 return
-            fresh = [(slot, work.waiting.popleft()) for slot in free[: len(work.waiting)]]
+            # Short rows first, so that neighbours are of like length and are read no further than they need.
+            taken = [work.waiting.popleft() for _ in free[: len(work.waiting)]]
+            fresh = list(zip(free, sorted(taken, key=lambda row: row.length), strict=False))
             work.rows += [None] * (fresh[-1][0] + 1 - len(work.rows))
             self._reserve(work.store, len(work.rows), longest)
             slots: dict[Segment, list[int]] = {}

@@ -86,11 +86,12 @@ def search_many(
     *,
     seed: int,
     value: Value | None = None,
-    concurrency: int = 64,
+    concurrency: int | None = None,
     partial: bool = False,
 ) -> Iterator[SearchResult]:
     """Search every task with `config.strategy`; results come as they finish, with `partial` also at the start of a
-    search and after each of its steps (`done` is then false).
+    search and after each of its steps (`done` is then false). concurrency: searches side by side (None: as many as the
+    policy decodes rows, which fills its batch).
 
     With `value`, the states after new steps (of whole solutions: their ends) are scored by it; otherwise candidates
     carry V on their steps. A problem with bad values or proposals ends with `error` set; the others go on.
@@ -100,6 +101,7 @@ def search_many(
     or concurrency below 1.
     """
     check_search(config, limits)
+    concurrency = limits.batch_rows if concurrency is None else concurrency
     if concurrency < 1:
         raise UserError(f"concurrency is {concurrency}; it must be at least 1")
     return _Scheduler(policy, config, limits, seed, value, partial).run(iter(tasks), concurrency)

@@ -89,6 +89,22 @@ def test_tasks_are_taken_as_places_become_free() -> None:
     assert taken <= 5 + 2 * 3
 
 
+def test_as_many_searches_run_as_the_policy_decodes_rows() -> None:
+    class Watched(ToyPolicy):
+        most = 0
+
+        def propose(self, requests: deque[Request]) -> Iterator[Proposal]:
+            self.most = max(self.most, len(requests))
+            return super().propose(requests)
+
+    tasks = [SearchTask(str(i), "q") for i in range(9)]
+    for rows, expected in ((4, 4), (64, 9)):
+        policy = Watched(HAND)
+        limits = dataclasses.replace(LIMITS, batch_rows=rows)
+        list(search_many(tasks, policy, SearchConfig(budget=20, children=2), limits, seed=0))
+        assert policy.most == expected
+
+
 def test_a_separate_value_model_gives_the_same_tree() -> None:
     value = ToyValue(HAND)
     own = run(ToyPolicy(HAND), TASKS)
