@@ -40,18 +40,24 @@ class ValueModel(nn.Module):
 
     @torch.inference_mode()
     def score(self, states: Sequence[State]) -> list[float]:
-        """V in (0, 1) for each state, in order. Raises UserError for a state longer than the trunk's context."""
+        """V in (0, 1) for each state, in order. Raises UserError for a state longer than the trunk's context.
+
+        States along one path are read from a single pass over the longest of them.
+        """
         self.eval()
         rows = [state_ids(self.tokenizer, state) for state in states]
         values = [0.0] * len(rows)
-        for batch in length_batches([len(row) for row in rows]):
-            chosen = [rows[i] for i in batch]
-            hidden = read_hidden(self.trunk, chosen, [[len(row) - 1] for row in chosen], self.head.layers)
-            paths = [path_features(states[i].question, states[i].steps) for i in batch]
-            logits = self.head(hidden, torch.tensor(paths, device=hidden.device))
-            for i, value in zip(batch, logits.sigmoid().tolist(), strict=True):
+        along = _paths(rows)
+        for batch in length_batches([len(rows[path[0]]) for path in along]):
+            chosen = [along[i] for i in batch]
+            ends = [[len(rows[i]) - 1 for i in path] for path in chosen]
+            hidden = read_hidden(self.trunk, [rows[path[0]] for path in chosen], ends, self.head.layers)
+            read = [i for path in chosen for i in path]
+            features = [path_features(states[i].question, states[i].steps) for i in read]
+            logits = self.head(hidden, torch.tensor(features, device=hidden.device))
+            for i, value in zip(read, logits.sigmoid().tolist(), strict=True):
                 values[i] = value
-        self.tokens_encoded += sum(map(len, rows))
+        self.tokens_encoded += sum(len(rows[path[0]]) for path in along)
         return values
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -84,6 +90,18 @@ class ValueModel(nn.Module):
             reason = str(error).splitlines()[0]
             raise UserError(f"the trunk in {folder / TRUNK_FOLDER} cannot be read: {reason}") from None
         return cls(trunk.to(device), tokenizer, head.to(device)).eval()
+
+
+def _paths(rows: list[list[int]]) -> list[list[int]]:
+    """The indices of all rows, in lists: first a row that begins no other, then rows that it begins with."""
+    found: list[list[int]] = []
+    # In this order the rows that begin with a row follow it directly.
+    for i in sorted(range(len(rows)), key=lambda i: rows[i], reverse=True):
+        if found and rows[found[-1][0]][: len(rows[i])] == rows[i]:
+            found[-1].append(i)
+        else:
+            found.append([i])
+    return found
 
 
 def state_ids(tokenizer: Any, state: State) -> list[int]:
