@@ -81,7 +81,18 @@ def test_scores_use_the_token_ids_of_the_steps_and_count_them() -> None:
     whole = State("Why?", (Step("ignored text", ids, 0.0),))
     scores = model.score([split, whole])
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
-    assert model.tokens_encoded == 2 * len(state_ids(TOKENIZER, whole))
+    assert model.tokens_encoded == len(state_ids(TOKENIZER, whole))
+
+
+def test_states_along_one_path_are_encoded_once_and_scored_as_alone() -> None:
+    model = value_model()
+    steps = [Step(text, tuple(TOKENIZER.encode(text)), -1.0) for text in ("4 + 5 = 9\n", "9 * 2 = 18\n", "#### 18")]
+    path = [State("Why?", tuple(steps[:depth])) for depth in range(4)]
+    other = State("Why?", (steps[1],))
+    mixed = [path[2], other, path[0], path[3], path[1]]
+    together = model.score(mixed)
+    assert model.tokens_encoded == len(state_ids(TOKENIZER, path[3])) + len(state_ids(TOKENIZER, other))
+    assert together == pytest.approx([value_model().score([state])[0] for state in mixed], abs=1e-5)
 
 
 def test_a_state_longer_than_the_context_is_refused() -> None:
