@@ -1,4 +1,4 @@
-"""Keep the small files of a finished run, and the picture of its comparison: scripts/results.py RUN results/NAME
+"""Keep the small files of a run, and the picture of its comparison if there is one: scripts/results.py RUN results/NAME
 
 What is kept has the layout of a run, so `qstar report results/NAME` makes its page. Weights, traces and trees stay out,
 and so does the place of the data on this machine.
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("to", type=Path, help="emptied first")
     args = parser.parse_args()
-    RunDirectory.load(args.run).require("eval")
+    RunDirectory.load(args.run)
     shutil.rmtree(args.to, ignore_errors=True)
     for pattern in KEPT:
         for source in sorted(args.run.glob(pattern)):
@@ -49,8 +49,9 @@ def main() -> None:
     if config["data"]["path"] is not None:
         config["data"]["path"] = f"data/{Path(config['data']['path']).name}"
     (args.to / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    comparison = Comparison.from_json(json.loads((args.to / "eval/comparison.json").read_text()))
-    draw_accuracy(comparison, args.to / "accuracy.png")
+    compared = args.to / "eval/comparison.json"
+    if compared.exists():
+        draw_accuracy(Comparison.from_json(json.loads(compared.read_text())), args.to / "accuracy.png")
 
 
 if __name__ == "__main__":
