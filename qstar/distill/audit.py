@@ -137,14 +137,15 @@ def audited(traces: Iterable[Trace], value: Value, truth: Mapping[str, Problem])
     """
     for problem, group in itertools.groupby(traces, key=lambda trace: trace.problem_id):
         samples = list(group)
-        seen: set[str] = set()
+        right: dict[str, tuple[Trace, TraceFlags]] = {}
         for trace, flags in zip(samples, problem_flags(samples), strict=True):
-            if trace.status != "correct" or trace.solution in seen:
-                continue
-            seen.add(trace.solution)
-            values = value.score([trace.state(depth) for depth in range(1, len(trace.steps) + 1)])
+            if trace.status == "correct":
+                right.setdefault(trace.solution, (trace, flags))
+        scored = iter(value.score([t.state(depth) for t, _ in right.values() for depth in range(1, len(t.steps) + 1)]))
+        known = truth.get(problem)
+        for trace, flags in right.values():
+            values = list(itertools.islice(scored, len(trace.steps)))
             flags = dataclasses.replace(flags, dip=dip(values))
-            known = truth.get(problem)
             yield Audited(
                 trace, flags, tuple(features(flags, values)), sound(known, trace) if known is not None else None
             )
