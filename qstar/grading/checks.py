@@ -23,18 +23,14 @@ MAX_QUESTION = 4000
 CONSTANTS = frozenset(map(Fraction, (7, 10, 12, 24, 30, 52, 60, 100, 365, 1000)))
 """Numbers that everyday units and percentages bring in."""
 
+_UNITS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
 _WORDS: dict[str, Fraction] = {
-    **{
-        word: Fraction(n)
-        for n, word in enumerate(
-            ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-        )
-    },
-    **{
-        word: Fraction(n)
-        for n, word in enumerate(["eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"], 11)
-    },
-    **{word: Fraction(10 * n) for n, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty"], 2)},
+    "zero": Fraction(0),
+    **{word: Fraction(n) for n, word in enumerate([*_UNITS, *_TEENS], 1)},
+    **{word: Fraction(10 * n) for n, word in enumerate(_TENS, 2)},
     "once": Fraction(1),
     "twice": Fraction(2),
     "double": Fraction(2),
@@ -53,6 +49,8 @@ _WORDS: dict[str, Fraction] = {
 
 _NUMBER = re.compile(r"[0-9]{1,3}(?:,[0-9]{3}){1,4}(?![0-9])|[0-9]{1,12}(?:\.[0-9]{1,9})?")
 _WORD = re.compile(r"[a-z]+")
+# Forty-five is one number; forty five-pound bags are two.
+_TENS_AND_UNIT = re.compile(rf"\b({'|'.join(_TENS)})(?:-({'|'.join(_UNITS)})\b| ({'|'.join(_UNITS)})\b(?!-))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +105,9 @@ def check_path(question: str, steps: Sequence[str]) -> PathChecks:
 
 @lru_cache(maxsize=4096)
 def question_numbers(question: str) -> frozenset[Fraction]:
-    """The numbers of a question: digits and number words."""
-    text = question[:MAX_QUESTION]
+    """The numbers of a question: digits and number words, those of two words such as forty-five included."""
+    text = question[:MAX_QUESTION].lower()
     numbers = {Fraction(match.replace(",", "")) for match in _NUMBER.findall(text)}
-    numbers.update(_WORDS[word] for word in _WORD.findall(text.lower()) if word in _WORDS)
+    numbers.update(_WORDS[tens] + _WORDS[unit or after] for tens, unit, after in _TENS_AND_UNIT.findall(text))
+    numbers.update(_WORDS[word] for word in _WORD.findall(_TENS_AND_UNIT.sub(" ", text)) if word in _WORDS)
     return frozenset(numbers)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qstar.grading.checks import PathChecks, check_path
+from qstar.grading.checks import PathChecks, check_path, question_numbers
 
 QUESTION = "Tom has 12 apples and buys three bags of 1,500 each. 20% rot. How many are left?"
 SOUND = ["3 * 1500 = 4500\n", "4500 + 12 = 4512\n", "4512 * 20% = 902.4\n", "#### 902.4\n"]
@@ -33,6 +33,21 @@ def test_a_sound_path_raises_no_flag() -> None:
 def test_each_slip_shows_in_its_own_count(change: dict[str, int], steps: list[str]) -> None:
     sound = asdict(PathChecks(3, 0, 0, 0, 0, 0, 0, 0))
     assert asdict(check_path(QUESTION, steps)) == sound | change
+
+
+@pytest.mark.parametrize(
+    ("question", "numbers"),
+    [
+        ("forty-five frogs", {45}),
+        ("Ninety nine apples and eighteen pears", {99, 18}),
+        ("a twenty-one-dollar bill", {21}),
+        ("thirty five-pound bags", {30, 5}),
+        ("twenty people, five of them", {20, 5}),
+        ("two dozen of seventy", {2, 12, 70}),
+    ],
+)
+def test_number_words(question: str, numbers: set[int]) -> None:
+    assert question_numbers(question) == numbers
 
 
 def test_words_and_percentages_are_numbers_of_the_question() -> None:
