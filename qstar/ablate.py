@@ -93,6 +93,7 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
     for variation in variations:  # all, before any work
         _check(here, variation, names[: names.index(name) + 1])
     work = here.path / "ablations"
+    shared = work / f"{name}-shared"
     found = []
     with Journal(work / f"{name}.jsonl") as journal:
         rows = {row["key"]: row["metrics"] for row in journal}
@@ -105,7 +106,7 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
                 key = identity({**inputs, "seed": seed})
                 if key not in rows:
                     print(f"{variation}, seed {seed} ({len(figures) + 1} of {len(seeds)})", file=sys.stderr)
-                    stage = Stage(name, work / f"{name}-{key}")
+                    stage = Stage(name, work / f"{name}-{key}", shared=shared)
                     stage.begin(inputs)
                     metrics = spec.run(Run(directory, print), stage)
                     numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
@@ -114,6 +115,7 @@ def ablate(path: Path, name: str, variations: Sequence[str], seeds: Sequence[int
                     shutil.rmtree(stage.path)
                 figures.append(rows[key])
             found.append(Variation(variation, tuple(seeds), tuple(figures)))
+    shutil.rmtree(shared, ignore_errors=True)
     return found
 
 

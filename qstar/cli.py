@@ -84,11 +84,11 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--until", metavar="STAGE", help="stop after this stage")
     run.add_argument("--status", action="store_true", help="say what is done, running and left, and stop")
     for name, text in STAGE_VERBS.items():
-        _config_arguments(
-            verb(
-                name, f"{text} (and any earlier stage that is missing)", _stage, f"qstar {name} configs/quickstart.yaml"
-            )
-        )
+        text = f"{text} (and any earlier stage that is missing)"
+        stage = verb(name, text, _stage, f"qstar {name} configs/quickstart.yaml")
+        _config_arguments(stage)
+        if name == "train-q":
+            stage.add_argument("--push", metavar="OWNER/NAME", help="then upload it, as a private model of the hub")
 
     search = verb(
         "search",
@@ -331,7 +331,12 @@ def _run(args: argparse.Namespace) -> None:
 def _stage(args: argparse.Namespace) -> None:
     from qstar.loop import run_stages
 
-    run_stages(_config(args), print, until=args.verb)
+    config = _config(args)
+    run_stages(config, print, until=args.verb)
+    if getattr(args, "push", None):
+        from qstar.commands import push_run_value
+
+        push_run_value(config, args.push)
 
 
 def _search(args: argparse.Namespace) -> None:

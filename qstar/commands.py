@@ -204,6 +204,15 @@ def export_run(path: Path, format: str, file_type: str, to: Path, repository: st
         print(f"uploaded to {push(to, repository)}")
 
 
+def push_run_value(config: RunConfig, repository: str) -> None:
+    """Upload the value of a run's first iteration with its card; of several processes the leading one does."""
+    from qstar.runs.team import Team
+    from qstar.value.card import push_value
+
+    if Team.from_environment().leads:
+        print(f"uploaded to {push_value(config.directory / 'train-q' / 'q', repository)}")
+
+
 def evaluate_run(
     path: Path,
     strategies: tuple[str, ...] | None,

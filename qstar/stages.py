@@ -126,6 +126,7 @@ def train_q(run: Run, stage: Stage) -> dict[str, Any]:
             directory=stage.path / "q",
             base_revision=run.revision,
             on_epoch=lambda figures: log(figures["epoch"], figures),
+            hidden=stage.shared,
         )
 
 

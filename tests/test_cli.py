@@ -172,6 +172,20 @@ def test_a_traceback_comes_only_if_asked_for(capsys: pytest.CaptureFixture[str])
             main(arguments)
 
 
+def test_a_trained_value_is_uploaded_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr("qstar.loop.run_stages", lambda config, say, until: done.append(until))
+    monkeypatch.setattr("qstar.value.card.push_value", lambda *where: done.append(where) or "https://hub/me/q")
+    place = ["--set", f"out={tmp_path}", "--set", "name=r"]
+    assert main(["train-q", "configs/quickstart.yaml", *place]) == 0
+    assert done == ["train-q"]
+    assert main(["train-q", "configs/quickstart.yaml", *place, "--push", "me/q"]) == 0
+    assert done[1:] == ["train-q", (tmp_path / "r" / "train-q" / "q", "me/q")]
+    assert capsys.readouterr().out == "uploaded to https://hub/me/q\n"
+
+
 def test_import_is_fast() -> None:
     code = "import time; start = time.process_time(); import qstar.cli; print(time.process_time() - start)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

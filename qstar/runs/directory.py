@@ -81,10 +81,14 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder of one stage. It is created when the stage begins."""
+    """The folder of one stage. It is created when the stage begins.
+
+    shared: a folder for what the same stage with other settings can use again (None: the stage is done once).
+    """
 
     name: str
     path: Path
+    shared: Path | None = None
 
     @property
     def begun(self) -> bool:

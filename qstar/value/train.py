@@ -68,11 +68,13 @@ def train_value(
     base_revision: str,
     trees: Sequence[StoredTree] = (),
     on_epoch: OnEpoch | None = None,
+    hidden: Path | None = None,
 ) -> Metrics:
     """Train the value that `config.trunk` names and save it to `directory`; return its headline figures on dev.
 
-    trees: search trees of training problems, read for the targets tree_mean and tree_max. The folder then holds the
-    head (and `trunk/`), report.json with all figures, and reliability.png. A stopped call
+    trees: search trees of training problems, read for the targets tree_mean and tree_max. hidden: where the hidden
+    states that a head on a frozen policy reads stay for other trainings on the same traces (None: they are dropped).
+    The folder then holds the head (and `trunk/`), report.json with all figures, and reliability.png. A stopped call
     continues from its last epoch; a finished one returns at once. Raises UserError for traces that cannot teach a
     value, a layer the model does not have, or a loss that is not finite.
     """
@@ -87,7 +89,7 @@ def train_value(
         "on_epoch": on_epoch,
     }
     if config.trunk == "frozen":
-        return train_head(model, tokenizer, traces, config, **arguments)[1]
+        return train_head(model, tokenizer, traces, config, **arguments, hidden=hidden)[1]
     return train_separate(model, tokenizer, traces, config, **arguments)[1]
 
 
@@ -104,16 +106,17 @@ def train_head(
     base_revision: str,
     trees: Sequence[StoredTree] = (),
     on_epoch: OnEpoch | None = None,
+    hidden: Path | None = None,
 ) -> tuple[ValueHead, Metrics]:
     """Train a head on the frozen policy `model`; see `train_value`."""
     work = _Work(model, tokenizer, traces, dev_traces, config, seed, Path(directory), base_revision, trees)
     if done := work.finished():
         return ValueHead.from_pretrained(directory).to(device), done
     model = model.to(device).eval()
-    work.bootstrap(model, tokenizer, device)
+    work.bootstrap(model, tokenizer, device, hidden)
     head = work.new_head(device)
-    features = work.features(model, head, work.train, "train")
-    dev_features = work.features(model, head, work.dev, "dev")
+    features = work.features(model, head, work.train, "train", hidden)
+    dev_features = work.features(model, head, work.dev, "dev", hidden)
     paths, dev_paths = (torch.from_numpy(data.paths).float() for data in (work.train, work.dev))
     head.standardise_on(features, paths)
     first = work.train.first
@@ -158,7 +161,7 @@ def train_separate(
     work = _Work(model, tokenizer, traces, dev_traces, config, seed, Path(directory), base_revision, trees)
     if done := work.finished():
         return load_value(directory, model, tokenizer, device), done
-    work.bootstrap(model, tokenizer, device)
+    work.bootstrap(model, tokenizer, device, None)
     value = ValueModel(copy.deepcopy(model).to(device), tokenizer, work.new_head(device)).eval()
     trunk, joint = value.trunk, config.trunk == "joint"
     trunk.requires_grad_(joint)
@@ -315,7 +318,7 @@ class _Work:
             torch.manual_seed(derive_seed(self.seed, "value-head"))
             return ValueHead(self.head_config).to(device)
 
-    def bootstrap(self, model: Any, tokenizer: Any, device: str) -> None:
+    def bootstrap(self, model: Any, tokenizer: Any, device: str, hidden: Path | None) -> None:
         """For `target: td`: put the lambda-returns of cross-fitted values in the place of the outcomes."""
         if self.config.target != "td":
             return
@@ -337,6 +340,7 @@ class _Work:
                 device=device,
                 directory=folder,
                 base_revision=self.head_config.base_revision,
+                hidden=hidden,
             )
             value, read = load_value(folder, model, tokenizer, device), Dataset.of(unseen, tokenizer)
             prob = sigmoid(value_logits(value.trunk, value.head, read) / value.head.config.temperature)
@@ -347,26 +351,27 @@ class _Work:
         self.train = replace(data, target=target)
 
     @torch.no_grad()
-    def features(self, model: Any, head: ValueHead, data: Dataset, split: str) -> Tensor:
-        """Normalised hidden states [N, L, D] float16 at all step ends of `data`, kept on disk for a resume."""
-        path = self.state / f"features-{split}-{self.digest[:16]}.safetensors"
-        if path.is_file():
-            return load(path.read_bytes())["features"]
-        shape = (int(data.first[-1]), len(head.layers), self.head_config.hidden_size)
-        features = torch.empty(shape, dtype=torch.float16)
-        with tqdm(
-            total=sum(map(len, data.rows)), desc=f"hidden states on {split}", unit="token", unit_scale=True
-        ) as bar:
-            for rows in length_batches([len(row) for row in data.rows]):
-                hidden = read_hidden(
-                    model, [data.rows[row] for row in rows], [data.ends[row] for row in rows], head.layers
-                )
-                index = torch.cat([torch.arange(data.first[row], data.first[row + 1]) for row in rows])
-                features[index] = head.normalise(hidden).to("cpu", torch.float16)
-                bar.update(sum(len(data.rows[row]) for row in rows))
-        self.state.mkdir(parents=True, exist_ok=True)
-        write_whole(path, save({"features": features}))
-        return features
+    def features(self, model: Any, head: ValueHead, data: Dataset, split: str, hidden: Path | None) -> Tensor:
+        """Normalised hidden states [N, L, D] float16 at all step ends of `data`, kept on disk, one file a layer."""
+        folder = hidden or self.state
+        inputs = [self.head_config.base_revision, str(model.dtype), data.rows, data.ends]
+        key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+        paths = {layer: folder / f"hidden-{split}-{key}-{layer}.safetensors" for layer in head.layers}
+        if missing := [layer for layer in head.layers if not paths[layer].is_file()]:
+            shape = (len(missing), int(data.first[-1]), self.head_config.hidden_size)
+            features = torch.empty(shape, dtype=torch.float16)
+            total = sum(map(len, data.rows))
+            with tqdm(total=total, desc=f"hidden states on {split}", unit="token", unit_scale=True) as bar:
+                for rows in length_batches([len(row) for row in data.rows]):
+                    ends = [data.ends[row] for row in rows]
+                    read = read_hidden(model, [data.rows[row] for row in rows], ends, missing)
+                    index = torch.cat([torch.arange(data.first[row], data.first[row + 1]) for row in rows])
+                    features[:, index] = head.normalise(read).to("cpu", torch.float16).transpose(0, 1)
+                    bar.update(sum(len(data.rows[row]) for row in rows))
+            folder.mkdir(parents=True, exist_ok=True)
+            for layer, found in zip(missing, features, strict=True):
+                write_whole(paths[layer], save({"hidden": found.contiguous()}))
+        return torch.stack([load(paths[layer].read_bytes())["hidden"] for layer in head.layers], dim=1)
 
     def fit(
         self, module: torch.nn.Module, backward: Callable[[list[list[int]]], float], dev_logits: Any, on_epoch: Any

@@ -43,6 +43,14 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+def test_hidden_states_are_computed_once_for_several_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = run(tmp_path / "alone", "frozen")
+    assert run(tmp_path / "first", "frozen", hidden=tmp_path / "hidden") == alone
+    monkeypatch.setattr("qstar.value.train.read_hidden", lambda *_: pytest.fail("read again"))
+    assert run(tmp_path / "second", "frozen", hidden=tmp_path / "hidden") == alone
+    assert digests(tmp_path / "second") == digests(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(("trunk", "train"), [("frozen", train_head), ("separate", train_separate)])
 def test_a_step_that_decides_the_outcome_is_learned_on_other_problems(tmp_path: Path, trunk: str, train: Any) -> None:
     model, figures = run(tmp_path, trunk, train)
@@ -236,7 +244,7 @@ def test_td_with_lambda_one_is_the_outcome_and_zero_the_next_value_of_the_other_
     def targets(decay: float) -> Dataset:
         config = dataclasses.replace(CONFIG, epochs=1.0, target="td", td_lambda=decay)
         work = _Work(tiny.model(), TOKENIZER, TRAIN, DEV, config, 0, tmp_path / str(decay), "r", ())
-        work.bootstrap(tiny.model(), TOKENIZER, "cpu")
+        work.bootstrap(tiny.model(), TOKENIZER, "cpu", None)
         return work.train
 
     outcome, whole, none = Dataset.of(TRAIN, TOKENIZER), targets(1.0), targets(0.0)
