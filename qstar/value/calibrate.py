@@ -57,6 +57,10 @@ class Points:
         """The points that `mask` [N] keeps."""
         return Points(*(getattr(self, f.name)[mask] for f in dataclasses.fields(self)))
 
+    def scored(self, prob: Floats) -> Points:
+        """The same points with other values [N]."""
+        return dataclasses.replace(self, prob=prob)
+
     def at(self, place: str) -> Points:
         """One point per trace: its "first", "half" (step ceil(T / 2)) or "last" step."""
         target = {"first": np.ones_like(self.steps), "half": (self.steps + 1) // 2, "last": self.steps}[place]

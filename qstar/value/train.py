@@ -14,8 +14,8 @@ Algorithm card
                 right traces (Cobbe et al. 2021, section 4.2, train on all solutions; a wrong one is no text to learn).
     Calibration one temperature, fitted on dev problems; the reported figures use a temperature fitted on the other half
                 of the dev problems.
-    Left out    how large a share of other samples agrees with a state: while decoding, V is read from one path alone,
-                without the tree that would be counted.
+    Left out    how large a share of other samples agrees with a state, as an input; `qstar.value.votes` says why, and
+                how well it ranks alone and beside V.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from qstar.value.fit import Fitted, Metrics, Objective, fit, headline
 from qstar.value.head import ValueHead, ValueHeadConfig, tokenizer_fingerprint
 from qstar.value.model import ValueModel, check_layers, length_batches, packs, read_hidden, read_packed
 from qstar.value.targets import td_lambda
+from qstar.value.votes import vote_figures
 
 TRAIN_TOKENS = 4096
 """Padded tokens in one pass with gradients; a batch with more is summed over several passes."""
@@ -409,6 +410,7 @@ class _Work:
         summary: Metrics = {
             **headline(figures),
             **selection(self.dev.traces, points.at("last").prob),
+            **vote_figures(self.dev.traces, points),
             "temperature": head.config.temperature,
             "best_epoch": fitted.best_epoch,
             "train_traces": len(self.train),
