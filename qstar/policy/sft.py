@@ -21,8 +21,8 @@ import json
 import math
 import random
 import types
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from qstar.config import ScratchConfig, SftConfig
 from qstar.errors import UserError
 from qstar.policy.adapters import add_adapters
+from qstar.policy.compiled import compiled_layers
 from qstar.policy.frequency import frequency_weights
 from qstar.policy.hub import load_causal_lm, load_tokenizer
 from qstar.policy.masters import MasterAdamW
@@ -154,7 +155,7 @@ def sft(
             if config.dtype == "bfloat16"
             else None,
         )
-        with _loss_head(model, compiled=config.compile):
+        with _loss_head(model), compiled_layers(model) if config.compile else nullcontext():
             losses, seconds = run(trainer, resume, tracked.record)
     seen = int(resume.name.split("-")[1]) if resume else 0
     tokens = sum(len(row["input_ids"]) for row in data)
@@ -252,43 +253,28 @@ class _Trainer(SFTTrainer):
         return loss
 
 
-class _loss_head:  # noqa: N801  (a context manager used like a function)
+@contextmanager
+def _loss_head(model: Any) -> Iterator[None]:
     """While active, `model(input_ids, labels, weights)` returns the weighted sum of the tokens' losses.
 
     It replaces the forward of the model itself, as SFTTrainer does too, so that distributed wrappers still see one
     call.
     """
 
-    def __init__(self, model: Any, *, compiled: bool) -> None:
-        self.model = model
-        self.layers = list(model.base_model.layers) if compiled else []
-        self.attention: str | None = None  # what to go back to
+    def forward(model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        # Padding is on the right, where causal attention never looks, so no mask is needed.
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+        labels = labels[:, 1:]
+        mask = labels != _IGNORE
+        logits = model.get_output_embeddings()(hidden[mask]).float()  # [N, V], N tokens with loss
+        losses = cross_entropy(logits, labels[mask], reduction="none")
+        return (losses * weights[:, 1:][mask]).sum()
 
-    def __enter__(self) -> None:
-        def forward(model: Any, input_ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-            # Padding is on the right, where causal attention never looks, so no mask is needed.
-            hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-            labels = labels[:, 1:]
-            mask = labels != _IGNORE
-            logits = model.get_output_embeddings()(hidden[mask]).float()  # [N, V], N tokens with loss
-            losses = cross_entropy(logits, labels[mask], reduction="none")
-            return (losses * weights[:, 1:][mask]).sum()
-
-        self.model.forward = types.MethodType(forward, self.model)
-        if self.layers and self.model.device.type == "cpu":
-            # The backward pass of the fused kernel takes a quarter of a step there; written out and compiled, attention
-            # makes a step 1.27 times as fast (SmolLM2-135M in bfloat16, 24 rows of 190 tokens, 3.4 s against 4.4 s).
-            self.attention = self.model.config._attn_implementation
-            self.model.set_attn_implementation("eager")
-        for layer in self.layers:
-            layer.compile(dynamic=True)
-
-    def __exit__(self, *_: object) -> None:
-        del self.model.forward
-        if self.attention is not None:
-            self.model.set_attn_implementation(self.attention)
-        for layer in self.layers:
-            layer._compiled_call_impl = None
+    model.forward = types.MethodType(forward, model)
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def _arguments(config: SftConfig, checkpoints: Path, seed: int, device: str, tracked: Training) -> TrlConfig:

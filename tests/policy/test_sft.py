@@ -407,4 +407,5 @@ def test_a_compiled_training_gives_the_same_model_within_rounding(tmp_path: Path
     train(tmp_path / "m")
     compiled, plain = (load_causal_lm(tmp_path / n, dtype="float32", device="cpu").state_dict() for n in ("c", "m"))
     assert all(torch.allclose(plain[name], compiled[name], atol=1e-3) for name in plain)
-    assert all(layer._compiled_call_impl is None for layer in model.base_model.layers)
+    assert not any("forward" in vars(layer) for layer in model.base_model.layers)
+    assert model.config._attn_implementation == "sdpa"
