@@ -20,7 +20,11 @@ from qstar.policy.sampling import draw, top_tokens, uniforms
 
 @torch.inference_mode()
 def bare(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-    """Tokens per second of the engine's own forward pass and sampling, without steps, cache or search."""
+    """Tokens per second of the engine's own forward pass and sampling, without steps, cache or search.
+
+    Rows of like length are side by side, as in the engine.
+    """
+    prompts = sorted(prompts, key=len)
     rows, store = len(prompts), policy._new_store()
     store.reserve(rows, max(map(len, prompts)) + tokens)
     spans = [(row, 0, len(prompt)) for row, prompt in enumerate(prompts)]

@@ -12,7 +12,8 @@ Rows that decode are read in groups of neighbours, each only as far as its longe
 length side by side.
 
 Kernels take other paths for small and odd sizes, and then round otherwise. So the number of tokens and the number of
-keys read are padded to multiples of TILE: what a row computes does not depend on the other rows, bit for bit.
+keys read are padded to multiples of TILE: in float32 on a CPU, what a row computes does not depend on the other rows,
+bit for bit, but for the exceptions that TILE names.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from qstar.policy.cache import RowStore
 NAME = "qstar_packed"
 
 TILE = 16
-"""Sizes are padded to multiples of this. Seen to suffice on x86 with and without AVX-512, with one and two threads, up
-to matrices of width 1,024; a layer of width 1,536 rounds otherwise for some sizes with two threads."""
+"""Sizes are padded to multiples of this. Seen to suffice in float32 on x86 with and without AVX-512, with one and two
+threads, up to matrices of width 1,024; a layer of width 1,536 rounds otherwise for some sizes with two threads. In
+bfloat16 it suffices with AVX-512 (also with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, at some speed) and not with AMX, where
+products that are cut along the inner dimension depend on the number of tokens."""
 
 BLOCK = 16
 """Neighbouring rows that are read alike."""

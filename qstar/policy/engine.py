@@ -5,9 +5,11 @@ requests that the cache does not hold. A row whose continuation ends makes room 
 request. The token that ends a step is fed once: its hidden state gives the value of the new state, and its logits and
 keys serve every child of that state.
 
-A continuation depends only on its prefix, its seed and the model, not on the rest of the batch. On a CPU that holds
-bit for bit, as long as the cache keeps the prefixes of requests in work: sizes are padded so that kernels round alike
-(see `attention`). A stopped run that is continued with other batches thus ends in the same bytes.
+A continuation depends only on its prefix, its seed and the model, not on the rest of the batch. In float32 on a CPU
+that holds bit for bit, as long as the cache keeps the prefixes of requests in work: sizes are padded so that kernels
+round alike (see `attention`, also for exceptions). A stopped run that is continued with other batches thus ends in the
+same bytes. In bfloat16 on matrix units the rounding of a linear layer changes with the number of tokens, so near ties
+between tokens fall otherwise and a continued run ends in other samples of the same policy.
 
 Memory: keys and values stay within `policy.cache_megabytes`. Rows in work take up to ROW_SHARE of it, cached prefixes
 what rows leave. Where rows have grown too long for all of them to fit, the last ones go back to the end of their last
