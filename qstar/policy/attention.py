@@ -8,7 +8,7 @@ heads that share a key head become query positions of that head.
 The function is registered in transformers' attention interface, so any decoder that uses the interface works; the
 model's own attention setting is restored after each pass.
 
-Rows that decode are read in groups of neighbours, each only as far as its longest row; the engine puts rows of like
+Rows that decode are read in groups of neighbours, each only as far as its longest row; the engine keeps rows of like
 length side by side.
 
 Kernels take other paths for small and odd sizes, and then round otherwise. So the number of tokens and the number of
@@ -120,6 +120,11 @@ def grouped(lengths: list[int]) -> list[tuple[int, int, int]]:
                 continue
         groups.append((first, last, keys))
     return groups
+
+
+def positions_read(lengths: list[int]) -> int:
+    """Positions that all rows together read, see `grouped`."""
+    return sum((last - first) * keys for first, last, keys in grouped(lengths))
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

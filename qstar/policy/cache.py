@@ -188,6 +188,12 @@ class RowStore:
         for layer in self.kv:
             layer[:, target, :, :length] = layer[:, source, :, :length]
 
+    def permute(self, order: Sequence[int], length: int) -> None:
+        """Put row order[i] at i, for as many rows as `order` has, with their first `length` positions."""
+        index = torch.tensor(order, device=self.device)
+        for layer in self.kv:
+            layer[:, : len(order), :, :length] = layer[:, :, :, :length].index_select(1, index)
+
     def rounded(self, length: int) -> int:
         """The next multiple of BLOCK."""
         return -(-length // self.BLOCK) * self.BLOCK

@@ -33,7 +33,7 @@ from qstar.config import PolicyConfig
 from qstar.errors import UserError
 from qstar.grading.answer import is_answer_step
 from qstar.grading.steps import equations
-from qstar.policy.attention import NAME, pack, padded
+from qstar.policy.attention import NAME, pack, padded, positions_read
 from qstar.policy.cache import ROOT, PrefixCache, RowStore, Segment, child_key
 from qstar.policy.calculator import TokenText, completion
 from qstar.policy.prompt import SEPARATOR, encode_prompt
@@ -47,6 +47,9 @@ MEGABYTE = 2**20
 
 ROW_SHARE = 0.75
 """Rows in work may take this share of the memory for keys and values; the rest is for cached prefixes."""
+
+MOVING = 4
+"""Moving a row to another place costs about as much as reading it so many times."""
 
 ENCODED_AT_ONCE = 2048
 """Prefix tokens encoded in one pass, unless a single prefix is longer: bounds the activations."""
@@ -131,6 +134,7 @@ class _Work:
     rows: list[_Row | None] = field(default_factory=list)
     waiting: deque[_Row] = field(default_factory=deque)
     done: list[Proposal] = field(default_factory=list)
+    wasted: int = 0  # positions read beyond what sorted rows would, since they were last sorted
 
     def active(self) -> list[_Row]:
         """The rows in work, in order."""
@@ -230,6 +234,7 @@ class LanguageModelPolicy:
             self._shed(work, limit)
         self._start(work, limit, longest)
         self._close_gaps(work)
+        self._sort(work)
         rows = work.active()
         if rows or encode:
             self._forward(work, rows, encode)
@@ -317,6 +322,17 @@ class LanguageModelPolicy:
                 assert last is not None
                 work.store.move(len(work.rows), slot, last.length)
                 work.rows[slot] = last
+
+    @staticmethod
+    def _sort(work: _Work) -> None:
+        """Put the rows in order of length once reading them as they lie has wasted more than moving them costs."""
+        rows = work.active()
+        lengths = [row.length for row in rows]
+        work.wasted += positions_read(lengths) - positions_read(sorted(lengths))
+        if rows and work.wasted > MOVING * sum(lengths):
+            order = sorted(range(len(rows)), key=lengths.__getitem__)
+            work.store.permute(order, max(lengths))
+            work.rows, work.wasted = [rows[i] for i in order], 0
 
     def _forward(self, work: _Work, rows: list[_Row], encode: list[_Job]) -> None:
         """One pass: feed every row's last token, encode missing prefixes, then draw the rows' next tokens."""

@@ -112,6 +112,18 @@ def test_rows_load_cut_and_move() -> None:
     assert not store.cut(2, 5, 500).any()
 
 
+def test_rows_change_places() -> None:
+    store = rows()
+    store.reserve(4, 6)
+    for layer in store.kv:
+        layer[:, :4] = torch.randn(2, 4, *layer.shape[2:])
+    before = [store.cut(row, 0, 6) for row in range(4)]
+    store.permute([2, 0, 1], 5)
+    for place, row in enumerate([2, 0, 1]):
+        assert torch.equal(store.cut(place, 0, 5), before[row][:, :, :, :5])
+    assert torch.equal(store.cut(3, 0, 6), before[3])
+
+
 def test_rows_become_fewer_or_shorter_where_the_budget_ends() -> None:
     block = 2 * 2 * 3 * 5 * 4 * RowStore.BLOCK  # bytes of a row of one block
     store = rows(4 * block)

@@ -12,6 +12,8 @@ import torch
 
 from qstar.config import PolicyConfig
 from qstar.errors import UserError
+from qstar.policy.attention import positions_read
+from qstar.policy.cache import RowStore
 from qstar.policy.engine import LanguageModelPolicy, _Row
 from qstar.policy.prompt import encode_prompt
 from qstar.types import Candidate, Proposal, Request, State, Step
@@ -270,6 +272,40 @@ def test_keys_and_values_stay_within_the_budget_and_change_nothing(
     assert (shed > 0, max(rows) > 6) == (True, True)  # rows grew too long for all of them, and some waited
     for request in requests:
         for a, b in zip(reference[request].candidates, found[request].candidates, strict=True):
+            same(a, b)
+
+
+def test_sorted_rows_are_read_less_and_change_nothing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qstar.policy.attention.BLOCK", 4)
+    monkeypatch.setattr("qstar.policy.attention.MERGED", 0)
+    model, head, requests = tiny.model(), MatrixHead(), rollouts(n=6)
+
+    def watched(moving: float) -> tuple[Any, int, int]:
+        monkeypatch.setattr("qstar.policy.engine.MOVING", moving)
+        p = policy(tokenizer, model=model, head=head, batch_rows=12)
+        run, permute, read, sorts = p._run, RowStore.permute, 0, 0
+
+        def counted(store: Any, tokens: Any, lengths: Any, spans: Any) -> Any:
+            nonlocal read
+            read += positions_read(lengths)
+            return run(store, tokens, lengths, spans)
+
+        def counting(store: Any, *args: Any) -> None:
+            nonlocal sorts
+            sorts += 1
+            permute(store, *args)
+
+        monkeypatch.setattr(p, "_run", counted)
+        with monkeypatch.context() as patch:
+            patch.setattr(RowStore, "permute", counting)
+            return answers(p, requests), read, sorts
+
+    (lying, read, never), (moved, less, often) = watched(1e9), watched(0.1)
+    assert never == 0
+    assert often > 3
+    assert less <= read
+    for request in requests:
+        for a, b in zip(lying[request].candidates, moved[request].candidates, strict=True):
             same(a, b)
 
 
