@@ -360,7 +360,7 @@ class _Work:
         folder = hidden or self.state
         inputs = [self.head_config.base_revision, str(model.dtype), data.rows, data.ends]
         key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-        paths = {layer: folder / f"hidden-{split}-{key}-{layer}.safetensors" for layer in head.layers}
+        paths = {layer: folder / f"hidden-{key}-{layer}.safetensors" for layer in head.layers}
         if missing := [layer for layer in head.layers if not paths[layer].is_file()]:
             shape = (len(missing), int(data.first[-1]), self.head_config.hidden_size)
             features = torch.empty(shape, dtype=torch.float16)
