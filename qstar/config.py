@@ -197,8 +197,6 @@ class ValueConfig:
     """Peak rate; cosine schedule."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
-    compile: bool = False
-    """torch.compile a trunk that is trained: pays off on runs of more than some minutes."""
 
 
 @dataclass(frozen=True)

@@ -233,9 +233,7 @@ def read_packed(
     of = padded(parts, -1)
     related = (of[:, :, None] == of[:, None]) | (of[:, None] == 0)
     # Padding sees padding, so that no token sees nothing at all.
-    seen = (related & torch.ones(longest, longest, dtype=torch.bool, device=device).tril())[:, None]
-    # Added to the scores, as every implementation of attention understands it.
-    mask = torch.zeros_like(seen, dtype=trunk.dtype).masked_fill_(~seen, torch.finfo(trunk.dtype).min)
+    mask = (related & torch.ones(longest, longest, dtype=torch.bool, device=device).tril())[:, None]
     sequence_of = [number for number, members in enumerate(groups) for _ in members]
 
     def at(i: int, position: int) -> int:

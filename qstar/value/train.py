@@ -25,7 +25,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ from tqdm import tqdm
 
 from qstar.config import ValueConfig
 from qstar.policy.adapters import add_adapters
-from qstar.policy.compiled import compiled_layers
 from qstar.runs.files import write_json, write_whole
 from qstar.trace import Trace
 from qstar.types import derive_seed
@@ -188,8 +186,7 @@ def train_separate(
             total += float(loss.detach())
         return total
 
-    with compiled_layers(trunk) if config.compile else nullcontext():
-        fitted = work.fit(value, backward, lambda: value_logits(trunk, value.head, work.dev), on_epoch)
+    fitted = work.fit(value, backward, lambda: value_logits(trunk, value.head, work.dev), on_epoch)
     if adapters is not None:
         adapters.merge_and_unload()
         trunk.requires_grad_(False)

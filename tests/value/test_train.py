@@ -29,9 +29,9 @@ DEV = traces(TOKENIZER, 15, 6, seed=1, name="d")
 CONFIG = ValueConfig(layers=(0, -1), hidden_size=32, epochs=3.0, batch_size=16, learning_rate=5e-3)
 
 
-def run(folder: Path, trunk: str, train: Any = train_value, compile: bool = False, **changes: Any) -> Any:
+def run(folder: Path, trunk: str, train: Any = train_value, **changes: Any) -> Any:
     arguments = {"dev_traces": DEV, "seed": 0, "device": "cpu", "directory": folder, "base_revision": "r1", **changes}
-    config = dataclasses.replace(CONFIG, trunk=trunk, compile=compile)  # type: ignore[arg-type]
+    config = dataclasses.replace(CONFIG, trunk=trunk)  # type: ignore[arg-type]
     return train(tiny.model(), TOKENIZER, arguments.pop("train_traces", TRAIN), config, **arguments)
 
 
@@ -41,13 +41,6 @@ def digests(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def test_a_compiled_trunk_learns_the_same_within_rounding(tmp_path: Path) -> None:
-    _, plain = run(tmp_path / "plain", "separate", train_separate)
-    value, compiled = run(tmp_path / "compiled", "separate", train_separate, compile=True)
-    assert compiled == pytest.approx(plain, abs=0.02)
-    assert not any("forward" in vars(layer) for layer in value.trunk.base_model.layers)
 
 
 def test_hidden_states_are_computed_once_for_several_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
