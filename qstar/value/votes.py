@@ -11,6 +11,7 @@ Algorithm card
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,12 +24,8 @@ from qstar.value.calibrate import Floats, Points, auc_within
 def vote_shares(traces: Sequence[Trace]) -> Floats:
     """Share [N] in (0, 1] of a problem's traces that pass through each step end, in the order of traces and steps."""
     paths = prefix_tree(traces).paths
-    through: dict[int, int] = {}
-    samples: dict[str, int] = {}
-    for trace, path in zip(traces, paths, strict=True):
-        samples[trace.problem_id] = samples.get(trace.problem_id, 0) + 1
-        for node in path:
-            through[node] = through.get(node, 0) + 1
+    through = Counter(node for path in paths for node in path)
+    samples = Counter(trace.problem_id for trace in traces)
     return np.array(
         [through[node] / samples[t.problem_id] for t, path in zip(traces, paths, strict=True) for node in path]
     )

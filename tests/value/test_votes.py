@@ -33,7 +33,6 @@ def test_a_share_counts_the_samples_of_one_problem_that_mean_the_same() -> None:
 def test_votes_rank_alone_and_times_the_value(values: list[float], both: float) -> None:
     row = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4])
     label = np.array([1.0, 1, 0, 0, 1])
-    label[1:4] = [1, 0, 0]
     points = Points(
         problem=(row == 4).astype(np.int64),
         trace=row,
