@@ -99,7 +99,8 @@ class PolicyConfig:
     batch_rows: int = 128
     """Continuations decoded at once."""
     cache_megabytes: int = 4096
-    """Budget for all keys and values: rows in work take up to three quarters, cached prefixes the rest."""
+    """Budget for all keys and values: rows in work take up to half, the prefixes they read a quarter, cached ones the
+    rest."""
     backend: str | None = None
     """What samples the steps in this process: vllm, which must be installed, or null for the engine of this package."""
     remote: str | None = None

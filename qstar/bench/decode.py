@@ -25,12 +25,14 @@ def bare(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]], tokens: 
     Rows of like length are side by side, as in the engine.
     """
     prompts = sorted(prompts, key=len)
-    rows, store = len(prompts), policy._new_store()
-    store.reserve(rows, max(map(len, prompts)) + tokens)
-    spans = [(row, 0, len(prompt)) for row, prompt in enumerate(prompts)]
-    ends = np.cumsum([len(prompt) for prompt in prompts]) - 1
-    hidden = policy._run(store, [i for prompt in prompts for i in prompt], [], spans)[-1][ends.tolist()]
-    lengths = [len(prompt) for prompt in prompts]
+    rows, lengths = len(prompts), [len(prompt) for prompt in prompts]
+    prefixes, store = policy._new_stores()
+    prefixes.reserve(rows, lengths[-1])
+    store.reserve(rows, tokens)
+    spans = [(row, 0, length) for row, length in enumerate(lengths)]
+    ends = np.cumsum(lengths) - 1
+    encoded = policy._run(prefixes, store, [i for prompt in prompts for i in prompt], [], [], spans)
+    hidden = encoded[-1][ends.tolist()]
     temperatures = torch.full((rows,), policy.config.temperature, device=hidden.device)
     begun = 0.0
     for step in range(tokens):
@@ -41,8 +43,8 @@ def bare(policy: LanguageModelPolicy, prompts: Sequence[Sequence[int]], tokens: 
         if step == 0:
             begun = time.perf_counter()
         if step < tokens - 1:
-            hidden = policy._run(store, last, lengths, [])[-1]
-            lengths = [length + 1 for length in lengths]
+            decoding = [(row, step) for row in range(rows)]
+            hidden = policy._run(prefixes, store, last, lengths, decoding, [])[-1]
     return rows * (tokens - 1) / (time.perf_counter() - begun)
 
 

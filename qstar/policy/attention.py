@@ -1,23 +1,29 @@
-"""Attention of a packed batch over preallocated key/value rows.
+"""Attention of a packed batch: continuations of one prefix read its keys and values once for all of them.
+
+Objective: softmax attention over a prefix that several rows share and what each row adds to it, exactly,
+    o_i = softmax([q_i K_shared^T, q_i K_i^T]) [V_shared; V_i]
+where the first product is one matrix product for all the rows of a prefix (Hydragen: Juravsky et al. 2024, arXiv
+2402.05099). Departures: scores of both parts are put side by side and go through one softmax, instead of two softmaxes
+joined by their normalisers; a prefix is shared by at most SHARED rows, more of them get copies of it, so that products
+have one shape and round alike.
 
 Every forward pass is one flat list of N tokens, [1, N]: first one token of each decoding row, then whole spans of
-prefixes to encode. There is no padding between them; a token belongs to a row of the store and has a position there.
-Keys and values are written in place at that position. Grouped-query attention runs without repeating keys: the query
+prefixes to encode. There is no padding between them. A row's token goes to its place among the rows, a span to a place
+among the prefixes, both written in place (see `store`). Grouped-query attention runs without repeating keys: the query
 heads that share a key head become query positions of that head.
 
 The function is registered in transformers' attention interface, so any decoder that uses the interface works; the
 model's own attention setting is restored after each pass.
 
-Rows that decode are read in groups of neighbours, each only as far as its longest row; the engine keeps rows of like
-length side by side.
-
-Kernels take other paths for small and odd sizes, and then round otherwise. So the number of tokens and the number of
-keys read are padded to multiples of TILE: in float32 on a CPU, what a row computes does not depend on the other rows,
-bit for bit, but for the exceptions that TILE names.
+Places are read in groups of neighbours, each only as far as its longest one; `store.Table` keeps those of like length
+side by side. The number of tokens and of keys read is padded, and weights are summed in chunks of CHUNK keys: in
+float32 on a CPU, what a row computes does not depend on the other rows, bit for bit, but for the exceptions that
+`tiles.TILE` names.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,33 +32,23 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from qstar.policy.cache import RowStore
+from qstar.policy.store import Store
+from qstar.policy.tiles import grouped, padded
 
 NAME = "qstar_packed"
 
-TILE = 16
-"""Sizes are padded to multiples of this. Seen to suffice in float32 on x86 with and without AVX-512, with one and two
-threads, up to matrices of width 1,024; a layer of width 1,536 rounds otherwise for some sizes with two threads. In
-bfloat16 it suffices with AVX-512 (also with ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, at some speed) and not with AMX, where
-products that are cut along the inner dimension depend on the number of tokens."""
+SHARED = 4
+"""Rows that share one copy of their prefix."""
 
-BLOCK = 16
-"""Neighbouring rows that are read alike."""
-
-MERGED = 512
-"""Two blocks are read alike if that adds at most so many positions: about what a call more costs on a CPU."""
-
-
-def padded(size: int) -> int:
-    """The next multiple of TILE."""
-    return -(-size // TILE) * TILE
+CHUNK = 256
+"""Keys that one product of weights and values sums over: kernels cut longer sums at places that depend on the size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens first..last (exclusive) of the batch, written to `row` from position `start` on."""
+    """Tokens first..last (exclusive) of the batch, written to a place among the prefixes from position `start` on."""
 
-    row: int
+    place: int
     start: int
     first: int
     last: int
@@ -66,12 +62,16 @@ class Packed:
     The pass has `padded(N)` tokens; those from N on are padding and are not stored.
     """
 
-    store: RowStore
-    groups: list[tuple[int, int, int]]  # decoding rows first..last (exclusive), and how many keys they read
-    mask: Tensor  # [decoding rows, 1, 1, most keys], added to the scores
+    prefixes: Store
+    rows: Store
+    members: Tensor  # [prefixes read, SHARED] the rows of each prefix; unused entries repeat some row
+    seats: tuple[Tensor, Tensor]  # [rows] each: where a row is in `members`
+    prefix_groups: list[tuple[int, int, int]]  # prefixes first..last (exclusive), and how many keys of them are read
+    row_groups: list[tuple[int, int, int]]
+    mask: Tensor  # [rows, 1, 1, most keys of a prefix + most keys of a row], added to the scores
     spans: list[Span]
-    rows: Tensor  # [N] row of each token
-    positions: Tensor  # [N] position of each token in its row
+    own: Tensor  # [rows] position of each row's token at its place
+    positions: Tensor  # [N] position of each token in its sequence
 
     @property
     def position_ids(self) -> Tensor:
@@ -80,51 +80,54 @@ class Packed:
 
 
 def pack(
-    store: RowStore, lengths: list[int], spans: list[tuple[int, int, int]], group: int, dtype: torch.dtype
+    prefixes: Store,
+    rows: Store,
+    lengths: Sequence[int],
+    decoding: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int, int]],
+    group: int,
+    dtype: torch.dtype,
 ) -> Packed:
-    """Describe a pass: row i < len(lengths) feeds one token at position lengths[i]; a span is (row, start, tokens)."""
-    device = store.device
-    rows, positions = list(range(len(lengths))), list(lengths)
-    packed_spans = []
-    for row, start, count in spans:
-        rows += [row] * count
+    """Describe a pass.
+
+    lengths: keys of each prefix, by place. decoding: the place of row i's prefix and the position at which the row
+    feeds its token; at most SHARED rows have the same one. spans: (place, start, tokens) of prefixes to encode.
+    """
+    device = rows.device
+    positions = [lengths[place] + own for place, own in decoding]
+    packed_spans, first = [], len(decoding)
+    for place, start, count in spans:
         positions += range(start, start + count)
         visible = torch.ones(count, padded(start + count), dtype=torch.bool, device=device).tril_(start)
         mask = _additive(visible, dtype).repeat(group, 1)[None, None]
-        packed_spans.append(Span(row, start, len(rows) - count, len(rows), mask))
-    groups = grouped(lengths)
-    length = max((keys for _, _, keys in groups), default=0)
-    seen = torch.tensor(lengths, device=device).reshape(-1, 1) + 1
-    visible = torch.arange(length, device=device)[None, :] < seen
+        packed_spans.append(Span(place, start, first, first + count, mask))
+        first += count
+    members: list[list[int]] = [[] for _ in lengths]
+    seats = []
+    for row, (place, _) in enumerate(decoding):
+        seats.append(len(members[place]))
+        members[place].append(row)
+    prefix_groups, row_groups = grouped(list(lengths)), grouped([own + 1 for _, own in decoding])
+    parts = [([lengths[place] for place, _ in decoding], prefix_groups), ([own + 1 for _, own in decoding], row_groups)]
+    visible = torch.cat([_visible(seen, groups, device) for seen, groups in parts], dim=1)
     return Packed(
-        store,
-        groups,
+        prefixes,
+        rows,
+        torch.tensor([rows + [0] * (SHARED - len(rows)) for rows in members], device=device),
+        (torch.tensor([place for place, _ in decoding], device=device), torch.tensor(seats, device=device)),
+        prefix_groups,
+        row_groups,
         _additive(visible, dtype)[:, None, None, :],
         packed_spans,
-        torch.tensor(rows, device=device),
+        torch.tensor([own for _, own in decoding], dtype=torch.long, device=device),
         torch.tensor(positions, device=device),
     )
 
 
-def grouped(lengths: list[int]) -> list[tuple[int, int, int]]:
-    """Groups (first, last, keys) of neighbouring rows, in order; row i reads lengths[i] + 1 keys, `keys` is padded."""
-    groups: list[tuple[int, int, int]] = []
-    for first in range(0, len(lengths), BLOCK):
-        block = lengths[first : first + BLOCK]
-        last, keys = first + len(block), padded(max(block) + 1)
-        if groups:
-            start, _, before = groups[-1]
-            longest = max(before, keys)
-            if (first - start) * (longest - before) + len(block) * (longest - keys) <= MERGED:
-                groups[-1] = (start, last, longest)
-                continue
-        groups.append((first, last, keys))
-    return groups
-
-
-def positions_read(lengths: list[int]) -> int:
-    """Positions that all rows together read, see `grouped`."""
-    return sum((last - first) * keys for first, last, keys in grouped(lengths))
+def _visible(seen: list[int], groups: list[tuple[int, int, int]], device: torch.device) -> Tensor:
+    """[rows, most keys] whether a row sees each key of a part of which it sees the first seen[row]."""
+    most = max((keys for _, _, keys in groups), default=0)
+    return torch.arange(most, device=device)[None, :] < torch.tensor(seen, device=device).reshape(-1, 1)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -143,34 +146,74 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D]."""
-    keys, values = packed.store.kv[module.layer_idx]
-    stored = len(packed.rows)
-    keys[packed.rows, :, packed.positions] = key[0, :, :stored].transpose(0, 1)
-    values[packed.rows, :, packed.positions] = value[0, :, :stored].transpose(0, 1)
-    queries = query[0].transpose(0, 1)  # [N, H, D]
-    count, heads, width = queries.shape
-    kv_heads = keys.shape[1]
+    heads, count, width = query.shape[1:]
+    kv_heads = key.shape[1]
     output = torch.zeros(count, heads, width, dtype=query.dtype, device=query.device)
-    for first, last, seen in packed.groups:
-        attended = scaled_dot_product_attention(
-            queries[first:last].reshape(last - first, kv_heads, heads // kv_heads, width),
-            keys[first:last, :, :seen],
-            values[first:last, :, :seen],
-            attn_mask=packed.mask[first:last, :, :, :seen],
-            scale=scaling,
-        )
-        output[first:last] = attended.reshape(last - first, heads, width)
+    rows = len(packed.own)
+    if rows:
+        queries = (query[0, :, :rows] * scaling).transpose(0, 1).reshape(rows, kv_heads, heads // kv_heads, width)
+        attended = _decode(module.layer_idx, queries, key[0, :, :rows], value[0, :, :rows], packed)
+        output[:rows] = attended.reshape(rows, heads, width)
+    keys, values = packed.prefixes.keys[module.layer_idx], packed.prefixes.values[module.layer_idx]
     for span in packed.spans:
-        end = padded(span.start + span.last - span.first)
+        end = span.start + span.last - span.first
+        keys[span.place, :, :, span.start : end] = key[0, :, span.first : span.last].transpose(1, 2)
+        values[span.place, :, span.start : end] = value[0, :, span.first : span.last]
         attended = scaled_dot_product_attention(
             query[:, :, span.first : span.last].reshape(1, kv_heads, -1, width),
-            keys[span.row, None, :, :end],
-            values[span.row, None, :, :end],
+            keys[span.place, None, :, :, : padded(end)].transpose(2, 3).contiguous(),
+            values[span.place, None, :, : padded(end)],
             attn_mask=span.mask,
             scale=scaling,
         )
         output[span.first : span.last] = attended.reshape(heads, -1, width).transpose(0, 1)
     return output[None], None
+
+
+def _decode(layer: int, queries: Tensor, key: Tensor, value: Tensor, packed: Packed) -> Tensor:
+    """queries [R, K, G, D], scaled, key and value [K, R, D] of the tokens fed -> [R, K, G, D]."""
+    rows, kv_heads, group, _ = queries.shape
+    index = torch.arange(rows, device=queries.device)
+    packed.rows.keys[layer][index, :, :, packed.own] = key.transpose(0, 1)
+    packed.rows.values[layer][index, :, packed.own] = value.transpose(0, 1)
+    prefixes = len(packed.members)
+    places, seats = packed.seats
+
+    def together(x: Tensor) -> Tensor:  # [R, K, G, X] -> [prefixes, K, SHARED * G, X]
+        return x[packed.members].transpose(1, 2).reshape(prefixes, kv_heads, SHARED * group, -1)
+
+    def apart(x: Tensor) -> Tensor:  # [prefixes, K, SHARED * G, X] -> [R, K, G, X]
+        return x.view(prefixes, kv_heads, SHARED, group, -1)[places, :, seats]
+
+    shared = apart(_scores(together(queries), packed.prefixes.keys[layer], packed.prefix_groups))
+    own = _scores(queries, packed.rows.keys[layer], packed.row_groups)
+    scores = torch.cat([shared, own], dim=-1).add_(packed.mask)
+    weights = scores.softmax(-1, dtype=torch.float32).to(queries.dtype)
+    length = shared.shape[-1]
+    total = _weighted(weights[..., length:], packed.rows.values[layer], packed.row_groups)
+    return total.add_(
+        apart(_weighted(together(weights[..., :length]), packed.prefixes.values[layer], packed.prefix_groups))
+    )
+
+
+def _scores(queries: Tensor, keys: Tensor, groups: list[tuple[int, int, int]]) -> Tensor:
+    """queries [B, K, M, D], keys [places, K, D, length] -> [B, K, M, most keys read], zero where a group reads less."""
+    if len(groups) == 1:
+        return queries @ keys[: len(queries), :, :, : groups[0][2]]
+    scores = queries.new_zeros(*queries.shape[:3], max(seen for _, _, seen in groups))
+    for first, last, seen in groups:
+        scores[first:last, ..., :seen] = queries[first:last] @ keys[first:last, :, :, :seen]
+    return scores
+
+
+def _weighted(weights: Tensor, values: Tensor, groups: list[tuple[int, int, int]]) -> Tensor:
+    """weights [B, K, M, most keys read], values [places, K, length, D] -> [B, K, M, D]."""
+    total = weights.new_zeros(*weights.shape[:3], values.shape[3])
+    for first, last, seen in groups:
+        for start in range(0, seen, CHUNK):
+            end = min(seen, start + CHUNK)
+            total[first:last] += weights[first:last, ..., start:end] @ values[first:last, :, start:end]
+    return total
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,4 +1,4 @@
-"""The prefix cache's budget and order, and the row store."""
+"""The prefix cache's budget and order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qstar.policy.cache import ROOT, PrefixCache, RowStore, Segment, child_key
+from qstar.policy.cache import ROOT, PrefixCache, Segment, child_key
 
 
 def segment(parent: Segment | None, ids: tuple[int, ...]) -> Segment:
@@ -91,47 +91,3 @@ def test_budget_holds_and_no_segment_outlives_its_parent(paths: list[list[int]],
         assert cache.nbytes == SIZE * len(cache) <= budget * SIZE
         held = cache._segments
         assert all(s.parent is None or s.parent.key in held for s in held.values())
-
-
-def rows(budget: int = 2**30) -> RowStore:
-    return RowStore(2, 4, 3, 5, torch.float32, torch.device("cpu"), budget)
-
-
-def test_rows_load_cut_and_move() -> None:
-    store = rows()
-    store.reserve(1, 4)
-    prompt = Segment(b"a", None, 0, torch.randn(2, 2, 3, 2, 5), torch.zeros(1), torch.zeros(1))
-    step = Segment(b"b", prompt, 2, torch.randn(2, 2, 3, 3, 5), torch.zeros(1), torch.zeros(1))
-    store.load([0], step.path())
-    store.reserve(3, 500)
-    assert store.kv[0].shape[1] <= 4
-    assert store.kv[0].shape[3] >= 500
-    assert torch.equal(store.cut(0, 0, 2), prompt.kv)
-    store.move(0, 2, 5)
-    assert torch.equal(store.cut(2, 2, 5), step.kv)
-    assert not store.cut(2, 5, 500).any()
-
-
-def test_rows_change_places() -> None:
-    store = rows()
-    store.reserve(4, 6)
-    for layer in store.kv:
-        layer[:, :4] = torch.randn(2, 4, *layer.shape[2:])
-    before = [store.cut(row, 0, 6) for row in range(4)]
-    store.permute([2, 0, 1], 5)
-    for place, row in enumerate([2, 0, 1]):
-        assert torch.equal(store.cut(place, 0, 5), before[row][:, :, :, :5])
-    assert torch.equal(store.cut(3, 0, 6), before[3])
-
-
-def test_rows_become_fewer_or_shorter_where_the_budget_ends() -> None:
-    block = 2 * 2 * 3 * 5 * 4 * RowStore.BLOCK  # bytes of a row of one block
-    store = rows(4 * block)
-    assert [store.fitting(n) for n in (1, RowStore.BLOCK, RowStore.BLOCK + 1, 4 * RowStore.BLOCK)] == [4, 4, 2, 1]
-    assert store.fitting(4 * RowStore.BLOCK + 1) == 0
-    for count, length in ((4, 10), (2, 100), (1, 250), (4, 60), (3, 64)):
-        store.reserve(count, length)
-        _, have, _, positions, _ = store.kv[0].shape
-        assert have >= count
-        assert positions >= length
-        assert store.nbytes <= 4 * block

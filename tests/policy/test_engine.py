@@ -12,10 +12,11 @@ import torch
 
 from qstar.config import PolicyConfig
 from qstar.errors import UserError
-from qstar.policy.attention import positions_read
-from qstar.policy.cache import RowStore
-from qstar.policy.engine import LanguageModelPolicy, _Row
+from qstar.policy.engine import LanguageModelPolicy
 from qstar.policy.prompt import encode_prompt
+from qstar.policy.rows import Row
+from qstar.policy.store import Store
+from qstar.policy.tiles import positions_read
 from qstar.types import Candidate, Proposal, Request, State, Step
 from qstar.value.features import path_features
 from tests import tiny
@@ -232,6 +233,23 @@ def test_no_candidates_and_no_tokens(tokenizer: Any) -> None:
     assert found[broke].candidates == (Candidate((), "length", 0),) * 2
 
 
+def test_a_state_of_which_only_the_beginning_is_cached(tokenizer: Any) -> None:
+    model = tiny.model()
+    step = Step("2 + 3 = 5\n", tuple(tokenizer.encode("2 + 3 = 5\n")), 0.0)
+    request = Request(State(QUESTIONS[0], (step,)), 6, 7, max_steps=3, max_step_tokens=20, max_tokens=40)
+    whole = answers(policy(tokenizer, model=model), [request])[request]
+    p = policy(tokenizer, model=model)
+    answers(p, rollouts())  # the prompt is cached, and other prompts were decoded at the same places since
+    answers(p, rollouts()[1:])
+    rest = answers(p, [request])[request]
+    assert (rest.prompt_tokens, rest.cached_tokens) == (
+        len(step.token_ids),
+        len(encode_prompt(tokenizer, QUESTIONS[0])),
+    )
+    for a, b in zip(whole.candidates, rest.candidates, strict=True):
+        same(a, b)
+
+
 def test_an_abandoned_iterator_leaves_the_policy_usable(tokenizer: Any) -> None:
     p = policy(tokenizer)
     iterator = p.propose(deque(rollouts()))
@@ -254,19 +272,19 @@ def test_keys_and_values_stay_within_the_budget_and_change_nothing(
     forward, rows, held = p._forward, [], []
 
     def watched(work: Any, *args: Any) -> None:
-        rows.append(len(work.rows))
+        rows.append(len(work.rows.items))
         forward(work, *args)
         held.append(p.cache.nbytes + sum(store.nbytes for store in p._stores))
 
     monkeypatch.setattr(p, "_forward", watched)
     shed = 0
 
-    def reset(row: Any, cached: bool, inner: Any = _Row.reset) -> None:
+    def reset(row: Any, cached: bool, inner: Any = Row.reset) -> None:
         nonlocal shed
         shed += 1
         inner(row, cached)
 
-    monkeypatch.setattr(_Row, "reset", reset)
+    monkeypatch.setattr(Row, "reset", reset)
     found = answers(p, requests)
     assert 100_000 < max(held) <= 350_000
     assert (shed > 0, max(rows) > 6) == (True, True)  # rows grew too long for all of them, and some waited
@@ -276,19 +294,19 @@ def test_keys_and_values_stay_within_the_budget_and_change_nothing(
 
 
 def test_sorted_rows_are_read_less_and_change_nothing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qstar.policy.attention.BLOCK", 4)
-    monkeypatch.setattr("qstar.policy.attention.MERGED", 0)
+    monkeypatch.setattr("qstar.policy.tiles.BLOCK", 4)
+    monkeypatch.setattr("qstar.policy.tiles.MERGED", 0)
     model, head, requests = tiny.model(), MatrixHead(), rollouts(n=6)
 
     def watched(moving: float) -> tuple[Any, int, int]:
-        monkeypatch.setattr("qstar.policy.engine.MOVING", moving)
+        monkeypatch.setattr("qstar.policy.store.MOVING", moving)
         p = policy(tokenizer, model=model, head=head, batch_rows=12)
-        run, permute, read, sorts = p._run, RowStore.permute, 0, 0
+        run, permute, read, sorts = p._run, Store.permute, 0, 0
 
-        def counted(store: Any, tokens: Any, lengths: Any, spans: Any) -> Any:
+        def counted(prefixes: Any, rows: Any, tokens: Any, lengths: Any, decoding: Any, spans: Any) -> Any:
             nonlocal read
-            read += positions_read(lengths)
-            return run(store, tokens, lengths, spans)
+            read += positions_read(lengths) + positions_read([own + 1 for _, own in decoding])
+            return run(prefixes, rows, tokens, lengths, decoding, spans)
 
         def counting(store: Any, *args: Any) -> None:
             nonlocal sorts
@@ -297,7 +315,7 @@ def test_sorted_rows_are_read_less_and_change_nothing(tokenizer: Any, monkeypatc
 
         monkeypatch.setattr(p, "_run", counted)
         with monkeypatch.context() as patch:
-            patch.setattr(RowStore, "permute", counting)
+            patch.setattr(Store, "permute", counting)
             return answers(p, requests), read, sorts
 
     (lying, read, never), (moved, less, often) = watched(1e9), watched(0.1)
@@ -310,9 +328,11 @@ def test_sorted_rows_are_read_less_and_change_nothing(tokenizer: Any, monkeypatc
 
 
 def test_a_continuation_that_cannot_fit_is_refused(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qstar.policy.engine.MEGABYTE", 40_000)
+    monkeypatch.setattr("qstar.policy.engine.MEGABYTE", 120_000)
     p = policy(tokenizer, cache_megabytes=1)
-    with pytest.raises(UserError, match=r"policy\.cache_megabytes is 1; .* up to \d+ tokens need 3: raise it"):
+    with pytest.raises(
+        UserError, match=r"policy\.cache_megabytes is 1; .* continuation of up to \d+ tokens need 2: raise"
+    ):
         answers(p, rollouts(max_tokens=200))
     assert answers(p, rollouts(max_tokens=20))
 
@@ -323,9 +343,9 @@ def test_many_prompts_are_encoded_in_several_passes(tokenizer: Any, monkeypatch:
     p = policy(tokenizer)
     run, passes = p._run, []
 
-    def watched(store: Any, tokens: list[int], lengths: list[int], spans: list[Any]) -> Any:
-        passes.append([count for _, _, count in spans])
-        return run(store, tokens, lengths, spans)
+    def watched(*args: Any) -> Any:
+        passes.append([count for _, _, count in args[-1]])
+        return run(*args)
 
     monkeypatch.setattr(p, "_run", watched)
     found = answers(p, rollouts())
