@@ -205,12 +205,12 @@ def export_run(path: Path, format: str, file_type: str, to: Path, repository: st
 
 
 def push_run_value(config: RunConfig, repository: str) -> None:
-    """Upload the value of a run's first iteration with its card; of several processes the leading one does."""
+    """Upload the value of a run's best iteration so far with its card; of several processes the leading one does."""
     from qstar.runs.team import Team
     from qstar.value.card import push_value
 
     if Team.from_environment().leads:
-        print(f"uploaded to {push_value(config.directory / 'train-q' / 'q', repository)}")
+        print(f"uploaded to {push_value(open_run(config.directory, 'train-q').q_path, repository)}")
 
 
 def evaluate_run(

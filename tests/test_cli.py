@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,11 +179,12 @@ def test_a_trained_value_is_uploaded_on_request(
     done: list[Any] = []
     monkeypatch.setattr("qstar.loop.run_stages", lambda config, say, until: done.append(until))
     monkeypatch.setattr("qstar.value.card.push_value", lambda *where: done.append(where) or "https://hub/me/q")
+    monkeypatch.setattr("qstar.commands.open_run", lambda path, *stages: SimpleNamespace(q_path=path / stages[-1]))
     place = ["--set", f"out={tmp_path}", "--set", "name=r"]
     assert main(["train-q", "configs/quickstart.yaml", *place]) == 0
     assert done == ["train-q"]
     assert main(["train-q", "configs/quickstart.yaml", *place, "--push", "me/q"]) == 0
-    assert done[1:] == ["train-q", (tmp_path / "r" / "train-q" / "q", "me/q")]
+    assert done[1:] == ["train-q", (tmp_path / "r" / "train-q", "me/q")]
     assert capsys.readouterr().out == "uploaded to https://hub/me/q\n"
 
 
