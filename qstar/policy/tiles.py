@@ -22,7 +22,7 @@ def padded(size: int) -> int:
 
 
 def grouped(lengths: list[int]) -> list[tuple[int, int, int]]:
-    """Groups (first, last, keys) of neighbouring places, in order; place i has lengths[i] >= 1 keys, `keys` is
+    """Groups (first, last, keys) of neighbouring places, in order; place i has lengths[i] keys, `keys` is
     padded."""
     groups: list[tuple[int, int, int]] = []
     for first in range(0, len(lengths), BLOCK):
