@@ -94,7 +94,9 @@ def pack(
     feeds its token; at most SHARED rows have the same one. spans: (place, start, tokens) of prefixes to encode.
     """
     device = rows.device
-    positions = [lengths[place] + own for place, own in decoding]
+    places, own = [place for place, _ in decoding], [at for _, at in decoding]
+    shared, added = [lengths[place] for place in places], [at + 1 for at in own]  # keys that each row sees
+    positions = [length + at for length, at in zip(shared, own, strict=True)]
     packed_spans, first = [], len(decoding)
     for place, start, count in spans:
         positions += range(start, start + count)
@@ -104,22 +106,21 @@ def pack(
         first += count
     members: list[list[int]] = [[] for _ in lengths]
     seats = []
-    for row, (place, _) in enumerate(decoding):
+    for row, place in enumerate(places):
         seats.append(len(members[place]))
         members[place].append(row)
-    prefix_groups, row_groups = grouped(list(lengths)), grouped([own + 1 for _, own in decoding])
-    parts = [([lengths[place] for place, _ in decoding], prefix_groups), ([own + 1 for _, own in decoding], row_groups)]
-    visible = torch.cat([_visible(seen, groups, device) for seen, groups in parts], dim=1)
+    prefix_groups, row_groups = grouped(list(lengths)), grouped(added)
+    visible = torch.cat([_visible(shared, prefix_groups, device), _visible(added, row_groups, device)], dim=1)
     return Packed(
         prefixes,
         rows,
-        torch.tensor([rows + [0] * (SHARED - len(rows)) for rows in members], device=device),
-        (torch.tensor([place for place, _ in decoding], device=device), torch.tensor(seats, device=device)),
+        torch.tensor([those + [0] * (SHARED - len(those)) for those in members], device=device),
+        (torch.tensor(places, device=device), torch.tensor(seats, device=device)),
         prefix_groups,
         row_groups,
         _additive(visible, dtype)[:, None, None, :],
         packed_spans,
-        torch.tensor([own for _, own in decoding], dtype=torch.long, device=device),
+        torch.tensor(own, dtype=torch.long, device=device),
         torch.tensor(positions, device=device),
     )
 

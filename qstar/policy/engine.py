@@ -259,7 +259,7 @@ class LanguageModelPolicy:
         longest = max([prefix.length for prefix in prefixes] + [start + count for _, start, count in spans])
         self._reserve(work.prefixes.store, len(prefixes) + len(spans), longest)
         for job, (place, _, _) in zip(encode, spans, strict=True):
-            work.prefixes.store.load([place], job.node.path() if job.node else [])
+            work.prefixes.store.load(place, job.node.path() if job.node else [])
         places = {prefix: place for place, prefix in enumerate(prefixes)}
         decoding = [(places[row.prefix], row.length) for row in rows]
         hidden = self._run(work.prefixes.store, work.rows.store, tokens, [p.length for p in prefixes], decoding, spans)

@@ -115,11 +115,11 @@ class Work:
     def start(self, place: int, row: Row) -> None:
         """Give a waiting row a free place, and its prefix one if it has none; both stores must have room."""
         self.rows.put(place, row)
-        self.rows.store.load([place], row.own())
+        self.rows.store.load(place, row.own())
         if not row.prefix.users:
             at = self.prefixes.free(len(self.prefixes.items) + 1)[0]
             self.prefixes.put(at, row.prefix)
-            self.prefixes.store.load([at], row.prefix.node.path())
+            self.prefixes.store.load(at, row.prefix.node.path())
         row.prefix.users += 1
 
     def leave(self, place: int) -> Row:

@@ -83,16 +83,15 @@ class Store:
             self.values[i] = values.new_zeros(shape[0], heads, shape[1], width)
             self.values[i][:n, :, :kept] = values[:n, :, :kept]
 
-    def load(self, places: Sequence[int], path: Sequence[Segment]) -> None:
-        """Copy a chain of segments into some places, from their first position on."""
+    def load(self, place: int, path: Sequence[Segment]) -> None:
+        """Copy a chain of segments into a place, from its first position on."""
         if not path:
             return
         chain = torch.cat([segment.kv for segment in path], dim=3)
         length = chain.shape[3]
         for keys, values, (new_keys, new_values) in zip(self.keys, self.values, chain, strict=True):
-            for place in places:
-                keys[place, :, :, :length] = new_keys.transpose(1, 2)
-                values[place, :, :length] = new_values
+            keys[place, :, :, :length] = new_keys.transpose(1, 2)
+            values[place, :, :length] = new_values
 
     def cut(self, place: int, start: int, end: int) -> Tensor:
         """A copy of positions start..end of a place: [layers, 2, kv_heads, end - start, head_dim]."""

@@ -23,7 +23,7 @@ def test_places_load_cut_and_move() -> None:
     prompt = Segment(b"a", None, 0, torch.randn(2, 2, 3, 2, 5), torch.zeros(1), torch.zeros(1))
     step = Segment(b"b", prompt, 2, torch.randn(2, 2, 3, 3, 5), torch.zeros(1), torch.zeros(1))
     store.reserve(1, 5)
-    store.load([0], step.path())
+    store.load(0, step.path())
     store.reserve(3, 500)
     assert store.shape == (4, 512)
     assert torch.equal(store.cut(0, 0, 2), prompt.kv)
@@ -32,7 +32,7 @@ def test_places_load_cut_and_move() -> None:
     assert torch.equal(store.keys[1][2, :, :, 2:5], step.kv[1, 0].transpose(1, 2))
     assert torch.equal(store.values[1][2, :, 2:5], step.kv[1, 1])
     assert not store.cut(2, 5, 500).any()
-    store.load([1], [])
+    store.load(1, [])
     assert not store.cut(1, 0, 500).any()
 
 
